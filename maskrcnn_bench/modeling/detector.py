@@ -1,0 +1,120 @@
+"""GeneralizedRCNN: images to losses, or images to detections. A border file: `build_detection_model` takes a cfg."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..structures.bounding_box import BoxList, BoxListBatch, Detections
+from ..structures.image_list import ImageList, to_image_list
+from . import registry
+
+
+class Normalizer(nn.Module):
+    """uint8 RGB images to what the network was trained on; the padding becomes 0.
+
+    Args:
+        mean, std: of each channel, in the order and range that the network sees.
+        bgr255: blue first and 0 to 255 (Caffe); otherwise red first and 0 to 1.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], bgr255: bool):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.bgr255 = bgr255
+
+    def forward(self, images: ImageList) -> Tensor:
+        """float32, channels-last; images that are float already pass as they are. [N, 3, H, W]"""
+        x = images.tensors
+        if x.is_floating_point():
+            return x
+        x = x.flip(1).float() if self.bgr255 else x.float() / 255
+        inside = _inside(images.sizes, x.shape[-2], x.shape[-1])
+        return torch.where(inside[:, None], (x - self.mean) / self.std, 0.0).contiguous(memory_format=torch.channels_last)
+
+
+def _inside(sizes: Tensor, height: int, width: int) -> Tensor:
+    """Which pixels of a padded batch belong to an image of (width, height) `sizes` [N, 2]. [N, H, W]"""
+    x = torch.arange(width, device=sizes.device) < sizes[:, 0:1]
+    y = torch.arange(height, device=sizes.device) < sizes[:, 1:2]
+    return y[:, :, None] & x[:, None, :]
+
+
+class GeneralizedRCNN(nn.Module):
+    """A two-stage detector: backbone, proposals, heads.
+
+    Args:
+        normalizer: images to the network's input.
+        backbone: images to features.
+        rpn: features to proposals.
+        roi_heads: proposals to detections; None answers the proposals.
+        size_divisible: lists of images are padded to a multiple of it.
+    """
+
+    def __init__(self, normalizer: nn.Module, backbone: nn.Module, rpn: nn.Module, roi_heads: nn.Module | None, size_divisible: int = 0):
+        super().__init__()
+        self.normalizer = normalizer
+        self.backbone = backbone
+        self.rpn = rpn
+        self.roi_heads = roi_heads
+        self.size_divisible = size_divisible
+
+    def forward(
+        self,
+        images: ImageList | Tensor | Sequence[Tensor],
+        targets: BoxListBatch | Sequence[BoxList] | None = None,
+        return_losses: bool = False,
+    ) -> Any:
+        """Losses in training, detections in evaluation.
+
+        Args:
+            images: uint8 RGB or normalised float.
+            targets: ground truth in the images' pixels, with fields `labels` and, for a mask head, `masks`.
+            return_losses: in evaluation, answer (detections, losses).
+        Returns:
+            Training: {name: scalar}. Evaluation: Detections in the images' pixels; a model without heads answers its proposals.
+        Raises:
+            ValueError: when targets are needed and missing.
+        """
+        images = to_image_list(images, self.size_divisible)
+        if targets is None and (self.training or return_losses):
+            raise ValueError("targets are needed in training mode and for losses; call model.eval() for detections alone")
+        features = self.backbone(self.normalizer(images))
+        if self.training:
+            return self._losses(images, features, targets)
+        detections = self._detections(images, features)
+        return (detections, self._losses(images, features, targets)) if return_losses else detections
+
+    def _losses(self, images: ImageList, features: list[Tensor], targets: BoxListBatch | Sequence[BoxList]) -> dict[str, Tensor]:
+        if not isinstance(targets, BoxListBatch):
+            targets = BoxListBatch.pad(list(targets)).to(images.sizes.device)
+        keys = images.keys
+        if keys is None:
+            keys = torch.randint(2**62, (len(images),), device=images.sizes.device)
+        proposals, losses = self.rpn(images, features, targets, keys)
+        if self.roi_heads is not None:
+            losses = losses | self.roi_heads(features, proposals, targets, keys)[2]
+        return losses
+
+    def _detections(self, images: ImageList, features: list[Tensor]) -> BoxListBatch:
+        proposals, _ = self.rpn(images, features)
+        if self.roi_heads is not None:
+            return self.roi_heads(features, proposals)[1]
+        out = Detections(proposals.boxes, proposals.valid, proposals.sizes, proposals.fields, pixel=proposals.pixel)
+        out.add_field("scores", proposals.get_field("objectness"))
+        return out
+
+
+def build_detection_model(cfg: Any) -> nn.Module:
+    """The model that a configuration describes, with weights drawn at random, on the CPU.
+
+    Raises:
+        ValueError: when the configuration names a part that is not registered, or its values contradict each other.
+    """
+    from . import build  # noqa: F401  registers the parts
+
+    return registry.META_ARCHITECTURES[cfg.MODEL.META_ARCHITECTURE](cfg)

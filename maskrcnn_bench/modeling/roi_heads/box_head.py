@@ -1,0 +1,291 @@
+"""Box head: class and refined box of each proposal (Fast R-CNN)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...layers.blocks import NormFactory, conv, init_normal, linear
+from ...layers.nms import batched_nms_keep
+from ...structures.bounding_box import DUMMY_BOX, BoxListBatch, Detections
+from ..box_coder import BoxCoder, clip_boxes
+from ..losses import count, cross_entropy, smooth_l1
+from ..matcher import Matcher
+from ..poolers import Pooler, RoIs, is_static
+from ..sampler import BalancedSampler
+
+
+class Conv5FeatureExtractor(nn.Module):
+    """Pooled features through the trunk's last stage (C4 models).
+
+    Args:
+        pooler: pools the RoIs.
+        head: the stage.
+    """
+
+    def __init__(self, pooler: Pooler, head: nn.Module):
+        super().__init__()
+        self.pooler = pooler
+        self.head = head
+        self.out_channels = head.out_channels
+
+    def forward(self, features: list[Tensor], rois: RoIs) -> Tensor:
+        """[R, C, h, w]"""
+        return self.head(self.pooler(features, rois))
+
+
+class MLPFeatureExtractor(nn.Module):
+    """Pooled features through two fully connected layers (FPN models).
+
+    Args:
+        pooler: pools the RoIs.
+        in_channels: channels of the features.
+        hidden: width of both layers.
+        norm: group norm behind each layer, or None.
+    """
+
+    def __init__(self, pooler: Pooler, in_channels: int, hidden: int, norm: NormFactory | None = None):
+        super().__init__()
+        self.pooler = pooler
+        self.fc6 = linear(in_channels * pooler.output_size**2, hidden, norm)
+        self.fc7 = linear(hidden, hidden, norm)
+        self.out_channels = hidden
+
+    def forward(self, features: list[Tensor], rois: RoIs) -> Tensor:
+        """[R, hidden]"""
+        x = self.pooler(features, rois).flatten(1)
+        return F.relu(self.fc7(F.relu(self.fc6(x))))
+
+
+class XConvFeatureExtractor(nn.Module):
+    """Pooled features through several 3x3 convolutions and one fully connected layer (Group Normalization, section 4.2).
+
+    Args:
+        pooler: pools the RoIs.
+        in_channels: channels of the features.
+        conv_channels, num_convs, dilation: of the convolutions.
+        hidden: width of the fully connected layer.
+        norm: group norm behind each convolution, or None.
+    """
+
+    def __init__(
+        self, pooler: Pooler, in_channels: int, conv_channels: int, num_convs: int, dilation: int, hidden: int, norm: NormFactory | None = None
+    ):
+        super().__init__()
+        self.pooler = pooler
+        layers: list[nn.Module] = []
+        for i in range(num_convs):
+            block = conv(in_channels if i == 0 else conv_channels, conv_channels, 3, dilation=dilation, norm=norm, relu=True)
+            nn.init.normal_(block[0].weight, std=0.01)
+            layers.extend(block)
+        self.xconvs = nn.Sequential(*layers)
+        self.fc6 = linear(conv_channels * pooler.output_size**2, hidden)
+        self.out_channels = hidden
+
+    def forward(self, features: list[Tensor], rois: RoIs) -> Tensor:
+        """[R, hidden]"""
+        return F.relu(self.fc6(self.xconvs(self.pooler(features, rois)).flatten(1)))
+
+
+class BoxPredictor(nn.Module):
+    """Class logits and box regression; features with a height and width are averaged first.
+
+    Args:
+        in_channels: channels of the features.
+        num_classes: K, background included.
+        box_classes: classes that have boxes of their own: K, or 2 when boxes don't depend on the class.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, box_classes: int):
+        super().__init__()
+        self.cls_score = init_normal(nn.Linear(in_channels, num_classes), 0.01)
+        self.bbox_pred = init_normal(nn.Linear(in_channels, box_classes * 4), 0.001)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[R, C] or [R, C, h, w] to class logits [R, K] and regression [R, 4 * box_classes]."""
+        if x.dim() == 4:
+            x = x.mean(dim=(2, 3))
+        return self.cls_score(x), self.bbox_pred(x)
+
+
+class BoxTargets:
+    """Proposals to samples with labels: which to learn from, and what.
+
+    Args:
+        matcher: proposals to objects.
+        sampler: draws the proposals that count.
+        pixel: the pixel rule.
+    """
+
+    def __init__(self, matcher: Matcher, sampler: BalancedSampler, pixel: int):
+        self.matcher = matcher
+        self.sampler = sampler
+        self.pixel = pixel
+
+    @torch.no_grad()
+    def __call__(self, proposals: BoxListBatch, targets: BoxListBatch, keys: Tensor) -> BoxListBatch:
+        """Samples, positives first, with fields `labels` [N, S] (0 background), `matched_inds` [N, S] (object, 0 for background) and
+        `positive` [N, S]; the first `positive_slots` can be positive.
+        """
+        matches = self.matcher(targets.boxes, targets.valid, proposals.boxes, self.pixel)
+        objects = matches.clamp(min=0)
+        labels = targets.get_field("labels").gather(1, objects)
+        labels = torch.where(matches == Matcher.BELOW_LOW_THRESHOLD, 0, labels)
+        labels = torch.where((matches == Matcher.BETWEEN_THRESHOLDS) | ~proposals.valid, -1, labels)
+        samples = self.sampler(labels, keys)
+        boxes = proposals.boxes.gather(1, samples.inds[..., None].expand(-1, -1, 4))
+        boxes = torch.where(samples.valid[..., None], boxes, boxes.new_tensor(DUMMY_BOX))
+        out = BoxListBatch(boxes, samples.valid, proposals.sizes, pixel=proposals.pixel)
+        out.add_field("labels", torch.where(samples.valid, labels.gather(1, samples.inds), 0))
+        out.add_field("matched_inds", torch.where(samples.positive, objects.gather(1, samples.inds), 0))
+        out.add_field("positive", samples.positive)
+        return out
+
+    def positive_slots(self, samples: BoxListBatch) -> int:
+        """How many of the first slots of an image can be positive."""
+        return self.sampler.quota(samples.valid.shape[1])
+
+
+class BoxLoss:
+    """Cross-entropy of the class, smooth L1 of the box of the object's class.
+
+    Args:
+        box_coder: encodes the regression's targets.
+        beta: of smooth L1.
+        class_agnostic: whether boxes don't depend on the class.
+    """
+
+    def __init__(self, box_coder: BoxCoder, beta: float, class_agnostic: bool):
+        self.box_coder = box_coder
+        self.beta = beta
+        self.class_agnostic = class_agnostic
+
+    def __call__(self, logits: Tensor, regression: Tensor, rois: RoIs, samples: BoxListBatch, targets: BoxListBatch) -> dict[str, Tensor]:
+        """Both losses, divided by all samples.
+
+        Args:
+            logits: [R, K]
+            regression: [R, 4 * box classes]
+            rois: the samples in one list.
+            samples: with fields `labels`, `matched_inds`, `positive`.
+            targets: ground truth.
+        """
+        labels, positive = rois.take(samples.get_field("labels")), rois.take(samples.get_field("positive"))
+        objects = targets.boxes[rois.image_inds, rois.take(samples.get_field("matched_inds"))]
+        codes = self.box_coder.encode(objects, rois.boxes)
+        box_class = torch.ones_like(labels) if self.class_agnostic else labels
+        own = box_class[:, None] * 4 + torch.arange(4, device=labels.device)
+        normalizer = count(rois.valid)
+        return {
+            "loss_classifier": cross_entropy(logits, labels, rois.valid) / normalizer,
+            "loss_box_reg": smooth_l1(regression.gather(1, own), codes, positive, self.beta) / normalizer,
+        }
+
+
+class DetectionSelector:
+    """Logits and regression to detections: decoded, clipped, thresholded, suppressed by class, the best of all classes.
+
+    Args:
+        box_coder: decodes the regression.
+        score_thresh: detections score above it.
+        nms_thresh: overlap above which the box of the same class with the lower score goes.
+        detections_per_img: how many an image.
+        ties: extra slots for detections that score as much as the last.
+        class_agnostic: whether boxes don't depend on the class.
+        pixel: the pixel rule.
+    """
+
+    def __init__(
+        self,
+        box_coder: BoxCoder,
+        score_thresh: float,
+        nms_thresh: float,
+        detections_per_img: int,
+        ties: int,
+        class_agnostic: bool,
+        pixel: int,
+    ):
+        self.box_coder = box_coder
+        self.score_thresh = score_thresh
+        self.nms_thresh = nms_thresh
+        self.detections_per_img = detections_per_img
+        self.ties = ties
+        self.class_agnostic = class_agnostic
+        self.pixel = pixel
+
+    def __call__(self, logits: Tensor, regression: Tensor, proposals: BoxListBatch) -> Detections:
+        """Selects detections.
+
+        Args:
+            logits: [N, P, K]
+            regression: [N, P, 4 * box classes]
+            proposals: P slots an image.
+        """
+        scores = logits.float().softmax(dim=-1)[..., 1:].transpose(1, 2)  # [N, K - 1, P]
+        boxes = self.class_boxes(regression, proposals, scores.shape[1])
+        valid = (scores > self.score_thresh) & proposals.valid[:, None]
+        keep = batched_nms_keep(boxes.flatten(0, 1), scores.flatten(0, 1), valid.flatten(0, 1), self.nms_thresh, self.pixel)
+        return self._best_of_all(boxes, torch.where(keep.view_as(valid), scores, -torch.inf), proposals)
+
+    def class_boxes(self, regression: Tensor, proposals: BoxListBatch, classes: int) -> Tensor:
+        """The box of every object class of every proposal, clipped. [N, K - 1, P, 4]"""
+        boxes = self.box_coder.decode(regression, proposals.boxes).unflatten(-1, (-1, 4))
+        boxes = clip_boxes(boxes, proposals.sizes, self.pixel).transpose(1, 2)[:, 1:]
+        return boxes.expand(-1, classes, -1, -1)
+
+    def _best_of_all(self, boxes: Tensor, scores: Tensor, proposals: BoxListBatch) -> Detections:
+        num_proposals = scores.shape[2]
+        slots = min(self.detections_per_img + self.ties, scores.shape[1] * num_proposals)
+        scores, inds = scores.flatten(1).topk(slots, dim=1)
+        limit = min(self.detections_per_img, slots)
+        valid = (scores > -torch.inf) & (scores >= scores[:, limit - 1 : limit])
+        chosen = boxes.flatten(1, 2).gather(1, inds[..., None].expand(-1, -1, 4))
+        chosen = torch.where(valid[..., None], chosen, chosen.new_tensor(DUMMY_BOX))
+        out = Detections(chosen, valid, proposals.sizes, pixel=self.pixel)
+        out.add_field("scores", torch.where(valid, scores, 0.0))
+        out.add_field("labels", torch.where(valid, inds // num_proposals + 1, 0))
+        out.truncated = valid[:, -1] & (slots > limit)
+        return out
+
+
+class ROIBoxHead(nn.Module):
+    """The box head: features of the RoIs, predictions, and what follows from them.
+
+    Args:
+        feature_extractor, predictor: modules.
+        targets: chooses what to learn from.
+        loss: the losses.
+        selector: chooses detections.
+        static_shapes: "auto", True or False.
+    """
+
+    def __init__(
+        self,
+        feature_extractor: nn.Module,
+        predictor: nn.Module,
+        targets: BoxTargets,
+        loss: BoxLoss,
+        selector: DetectionSelector,
+        static_shapes: str | bool,
+    ):
+        super().__init__()
+        self.feature_extractor = feature_extractor
+        self.predictor = predictor
+        self.targets = targets
+        self.loss = loss
+        self.selector = selector
+        self.static_shapes = static_shapes
+
+    def forward(
+        self, features: list[Tensor], proposals: BoxListBatch, targets: BoxListBatch | None = None, keys: Tensor | None = None
+    ) -> tuple[Tensor, BoxListBatch, dict[str, Tensor]]:
+        """Features of the RoIs, samples or detections, and losses; without targets detections and no losses."""
+        if targets is not None:
+            proposals = self.targets(proposals, targets, keys)
+        rois = RoIs.flatten(proposals, is_static(self.static_shapes, proposals.boxes.device))
+        x = self.feature_extractor(features, rois)
+        logits, regression = self.predictor(x)
+        if targets is not None:
+            return x, proposals, self.loss(logits, regression, rois, proposals, targets)
+        return x, self.selector(rois.scatter(logits), rois.scatter(regression), proposals), {}

@@ -1,0 +1,206 @@
+"""Mask head: a small mask for each object (Mask R-CNN)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...layers.blocks import NormFactory, conv
+from ...layers.mask_targets import bitmap_targets, polygon_targets
+from ...structures.bounding_box import BoxListBatch
+from ..losses import binary_cross_entropy, count
+from ..poolers import Pooler, RoIs, is_static
+
+
+class MaskFPNFeatureExtractor(nn.Module):
+    """Pooled features through several 3x3 convolutions.
+
+    Args:
+        pooler: pools the RoIs.
+        in_channels: channels of the features.
+        channels: of each convolution.
+        dilation: of each convolution.
+        norm: group norm behind each convolution, or None.
+    """
+
+    def __init__(self, pooler: Pooler, in_channels: int, channels: tuple[int, ...], dilation: int, norm: NormFactory | None = None):
+        super().__init__()
+        self.pooler = pooler
+        self.blocks = [f"mask_fcn{i}" for i in range(1, len(channels) + 1)]
+        for name, before, after in zip(self.blocks, (in_channels, *channels), channels, strict=False):
+            layer = conv(before, after, 3, dilation=dilation, norm=norm)
+            nn.init.kaiming_normal_((layer[0] if norm else layer).weight, mode="fan_out", nonlinearity="relu")
+            self.add_module(name, layer)
+        self.out_channels = channels[-1]
+
+    def forward(self, features: list[Tensor], rois: RoIs) -> Tensor:
+        """[R, C, h, w]"""
+        x = self.pooler(features, rois)
+        for name in self.blocks:
+            x = F.relu_(getattr(self, name)(x))
+        return x
+
+
+class MaskDeconvPredictor(nn.Module):
+    """Doubles the size with a transposed convolution, then one mask a class.
+
+    Args:
+        in_channels: channels of the features.
+        hidden: channels after the transposed convolution.
+        num_classes: K, background included.
+    """
+
+    def __init__(self, in_channels: int, hidden: int, num_classes: int):
+        super().__init__()
+        self.conv5_mask = nn.ConvTranspose2d(in_channels, hidden, 2, 2)
+        self.mask_fcn_logits = nn.Conv2d(hidden, num_classes, 1)
+        _init_fan_out(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[R, C, h, w] to logits [R, K, 2h, 2w]"""
+        return self.mask_fcn_logits(F.relu_(self.conv5_mask(x)))
+
+
+class MaskConv1x1Predictor(nn.Module):
+    """One mask a class at the size of the features."""
+
+    def __init__(self, in_channels: int, num_classes: int):
+        super().__init__()
+        self.mask_fcn_logits = nn.Conv2d(in_channels, num_classes, 1)
+        _init_fan_out(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[R, C, h, w] to logits [R, K, h, w]"""
+        return self.mask_fcn_logits(x)
+
+
+def _init_fan_out(module: nn.Module) -> None:
+    for name, parameter in module.named_parameters():
+        if "bias" in name:
+            nn.init.zeros_(parameter)
+        else:
+            nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu")
+
+
+def clamped_frames(boxes: Tensor, sizes: Tensor, resolution: int) -> Tensor:
+    """Where polygons move: the box cut to the image, at least one pixel large (Detectron's habit).
+
+    Args:
+        boxes: xyxy, pixels. [R, 4]
+        sizes: (width, height) of each box's image. [R, 2]
+        resolution: side of the target mask.
+    Returns:
+        (x0, y0, scale_x, scale_y): vertex to ((x - x0) * scale_x, (y - y0) * scale_y). [R, 4]
+    """
+    low = torch.minimum(boxes[:, :2].clamp(min=0), sizes - 1)
+    high = torch.minimum(boxes[:, 2:].clamp(min=0), sizes)
+    return torch.cat([low, resolution / (high - low).clamp(min=1)], dim=1)
+
+
+def exact_frames(boxes: Tensor, sizes: Tensor, resolution: int) -> Tensor:
+    """Where polygons move: the box as it is, at least a tenth of a pixel large. Arguments and result as `clamped_frames`."""
+    return torch.cat([boxes[:, :2], resolution / (boxes[:, 2:] - boxes[:, :2]).clamp(min=0.1)], dim=1)
+
+
+MASK_FRAMES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {"clamped": clamped_frames, "exact": exact_frames}
+
+
+class MaskLoss:
+    """Binary cross-entropy of the mask of the object's class, over positives.
+
+    Args:
+        resolution: side S of the masks.
+        frames: a function of MASK_FRAMES.
+    """
+
+    def __init__(self, resolution: int, frames: Callable[[Tensor, Tensor, int], Tensor]):
+        self.resolution = resolution
+        self.frames = frames
+
+    def __call__(self, logits: Tensor, rois: RoIs, samples: BoxListBatch, targets: BoxListBatch) -> dict[str, Tensor]:
+        """The loss, divided by positives and pixels.
+
+        Args:
+            logits: [R, K, S, S]
+            rois: the positive samples in one list.
+            samples: with fields `labels` and `matched_inds`.
+            targets: ground truth with masks.
+        """
+        wanted = self.targets(rois, rois.take(samples.get_field("matched_inds")), targets)
+        own = logits[torch.arange(len(logits), device=logits.device), rois.take(samples.get_field("labels"))]
+        loss = binary_cross_entropy(own, wanted, rois.valid)
+        return {"loss_mask": loss / (count(rois.valid) * self.resolution**2)}
+
+    @torch.no_grad()
+    def targets(self, rois: RoIs, matched_inds: Tensor, targets: BoxListBatch) -> Tensor:
+        """The object's mask in each RoI, 0 or 1. [R, S, S]
+
+        Raises:
+            ValueError: when the ground truth has no masks.
+        """
+        masks = targets.packed_masks
+        if masks is None:
+            raise ValueError("the mask head needs ground truth with masks; set MODEL.MASK_ON False for a data set without them")
+        objects = torch.where(rois.valid, rois.image_inds * targets.valid.shape[1] + matched_inds, -1)
+        frames = self.frames(rois.boxes, targets.sizes[rois.image_inds], self.resolution)
+        out = polygon_targets(masks.vertices, masks.ring_offsets, masks.object_offsets, frames, objects, self.resolution)
+        if masks.bitmaps is None:
+            return out
+        coverage = bitmap_targets(masks.bitmaps, masks.geometry, rois.boxes, objects, self.resolution)
+        return torch.where((coverage >= 0.5), 1, out)
+
+
+class ROIMaskHead(nn.Module):
+    """The mask head.
+
+    Args:
+        feature_extractor, predictor: modules.
+        loss: the loss.
+        share_box_features: whether the features come from the box head.
+        static_shapes: "auto", True or False.
+    """
+
+    def __init__(self, feature_extractor: nn.Module, predictor: nn.Module, loss: MaskLoss, share_box_features: bool, static_shapes: str | bool):
+        super().__init__()
+        self.feature_extractor = feature_extractor
+        self.predictor = predictor
+        self.loss = loss
+        self.share_box_features = share_box_features
+        self.static_shapes = static_shapes
+
+    def losses(
+        self, features: list[Tensor], samples: BoxListBatch, positive_slots: int, targets: BoxListBatch, box_features: RoIs | None = None
+    ) -> dict[str, Tensor]:
+        """The mask loss over the positives among the samples.
+
+        Args:
+            features: of the images, finest first.
+            samples: as the box head drew them, positives first.
+            positive_slots: how many of the first slots can be positive.
+            targets: ground truth with masks.
+            box_features: the box head's features in all slots, [N, S, C, h, w], when they are shared.
+        """
+        positives = keep_slots(samples, positive_slots, samples.get_field("positive"))
+        rois = RoIs.flatten(positives, is_static(self.static_shapes, positives.boxes.device))
+        if self.share_box_features:
+            x = rois.take(box_features[:, :positive_slots])
+        else:
+            x = self.feature_extractor(features, rois)
+        return self.loss(self.predictor(x), rois, positives, targets)
+
+    def forward(self, features: list[Tensor], detections: BoxListBatch) -> BoxListBatch:
+        """Detections with the field `mask`: probabilities of the mask of their class. [N, D, 1, S, S]"""
+        rois = RoIs.flatten(detections, is_static(self.static_shapes, detections.boxes.device))
+        logits = self.predictor(self.feature_extractor(features, rois))
+        own = logits[torch.arange(len(logits), device=logits.device), rois.take(detections.get_field("labels"))]
+        detections.add_field("mask", rois.scatter(own.float().sigmoid()[:, None]))
+        return detections
+
+
+def keep_slots(batch: BoxListBatch, slots: int, valid: Tensor) -> BoxListBatch:
+    """The first slots of a batch, those in use that `valid` [N, P] says."""
+    fields = {name: value[:, :slots] for name, value in batch.fields.items()}
+    return BoxListBatch(batch.boxes[:, :slots], valid[:, :slots], batch.sizes, fields, pixel=batch.pixel)
