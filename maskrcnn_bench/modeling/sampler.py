@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..utils.counter import uniform
+from ..utils.counter import stage_number, uniform
 
 
 @dataclass
@@ -37,7 +37,7 @@ class BalancedSampler:
     def __init__(self, batch_size_per_image: int, positive_fraction: float, stage: str):
         self.batch_size_per_image = batch_size_per_image
         self.positive_fraction = positive_fraction
-        self.stage = stage
+        self.stage = stage_number(stage)
 
     def quota(self, candidates: int) -> int:
         """How many positives an image has at most, and so how many slots can be positive."""

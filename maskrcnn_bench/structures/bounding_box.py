@@ -20,7 +20,7 @@ from .segmentation_mask import PackedMasks, SegmentationMask, pack_masks
 
 FLIP_LEFT_RIGHT = 0
 FLIP_TOP_BOTTOM = 1
-DUMMY_BOX = (0.0, 0.0, 10.0, 10.0)
+DUMMY_SIDE = 10.0
 
 
 class BoxList:
@@ -189,6 +189,12 @@ def next_power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
+def fill_unused(boxes: Tensor, valid: Tensor) -> Tensor:
+    """Boxes [..., 4] with a small finite box in the slots that are not `valid` [...], whatever stood there."""
+    corner = torch.where(valid[..., None], boxes[..., :2], 0.0)
+    return torch.cat([corner, torch.where(valid[..., None], boxes[..., 2:], DUMMY_SIDE)], dim=-1)
+
+
 class BoxListBatch:
     """The boxes of N images as tensors of one shape: P slots an image, those in use marked.
 
@@ -244,13 +250,13 @@ class BoxListBatch:
             raise ValueError("BoxListBatch.pad: BoxLists of different pixel rules in one batch")
         boxlists = [b.convert("xyxy") for b in boxlists]
         device = boxlists[0].bbox.device
-        boxes = torch.tensor(DUMMY_BOX, device=device).repeat(len(boxlists), slots, 1)
+        boxes = torch.zeros(len(boxlists), slots, 4, device=device)
         valid = torch.zeros(len(boxlists), slots, dtype=torch.bool, device=device)
         for n, boxlist in enumerate(boxlists):
             boxes[n, : len(boxlist)] = boxlist.bbox
             valid[n, : len(boxlist)] = True
         sizes = torch.tensor([b.size for b in boxlists], dtype=torch.float32, device=device)
-        batch = cls(boxes, valid, sizes, pixel=boxlists[0].pixel)
+        batch = cls(fill_unused(boxes, valid), valid, sizes, pixel=boxlists[0].pixel)
         batch._pad_fields(boxlists, slots)
         return batch
 

@@ -66,17 +66,17 @@ def _mix32(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def uniform(keys: Tensor, stage: str, slots: int) -> Tensor:
+def uniform(keys: Tensor, stage: int, slots: int) -> Tensor:
     """Random numbers in [0, 1) on the keys' device, without a generator and without waiting for the host.
 
     Args:
         keys: one key an image, int64. [N]
-        stage: name of the choice, so that two choices of one image differ.
+        stage: `stage_number` of the choice, so that two choices of one image differ.
         slots: how many numbers an image.
     Returns:
         float32 with 24 random bits. [N, slots]
     """
-    low = _mix32((keys & _MASK32) ^ stage_number(stage))
+    low = _mix32((keys & _MASK32) ^ stage)
     high = _mix32(((keys >> 32) & _MASK32) ^ low)
     counter = torch.arange(slots, device=keys.device, dtype=torch.int64)
     words = _mix32(_mix32(counter[None] * 0x9E3779B1 & _MASK32 ^ high[:, None]) + low[:, None] & _MASK32)

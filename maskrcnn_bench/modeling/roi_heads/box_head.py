@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ...layers.blocks import NormFactory, conv, init_normal, linear
 from ...layers.nms import batched_nms_keep
-from ...structures.bounding_box import DUMMY_BOX, BoxListBatch, Detections
+from ...structures.bounding_box import BoxListBatch, Detections, fill_unused
 from ..box_coder import BoxCoder, clip_boxes
 from ..losses import count, cross_entropy, smooth_l1
 from ..matcher import Matcher
@@ -135,8 +135,7 @@ class BoxTargets:
         labels = torch.where((matches == Matcher.BETWEEN_THRESHOLDS) | ~proposals.valid, -1, labels)
         samples = self.sampler(labels, keys)
         boxes = proposals.boxes.gather(1, samples.inds[..., None].expand(-1, -1, 4))
-        boxes = torch.where(samples.valid[..., None], boxes, boxes.new_tensor(DUMMY_BOX))
-        out = BoxListBatch(boxes, samples.valid, proposals.sizes, pixel=proposals.pixel)
+        out = BoxListBatch(fill_unused(boxes, samples.valid), samples.valid, proposals.sizes, pixel=proposals.pixel)
         out.add_field("labels", torch.where(samples.valid, labels.gather(1, samples.inds), 0))
         out.add_field("matched_inds", torch.where(samples.positive, objects.gather(1, samples.inds), 0))
         out.add_field("positive", samples.positive)
@@ -236,16 +235,16 @@ class DetectionSelector:
 
     def _best_of_all(self, boxes: Tensor, scores: Tensor, proposals: BoxListBatch) -> Detections:
         num_proposals = scores.shape[2]
-        slots = min(self.detections_per_img + self.ties, scores.shape[1] * num_proposals)
+        candidates = scores.shape[1] * num_proposals
+        slots = min(self.detections_per_img + self.ties, candidates)
         scores, inds = scores.flatten(1).topk(slots, dim=1)
         limit = min(self.detections_per_img, slots)
         valid = (scores > -torch.inf) & (scores >= scores[:, limit - 1 : limit])
         chosen = boxes.flatten(1, 2).gather(1, inds[..., None].expand(-1, -1, 4))
-        chosen = torch.where(valid[..., None], chosen, chosen.new_tensor(DUMMY_BOX))
-        out = Detections(chosen, valid, proposals.sizes, pixel=self.pixel)
+        out = Detections(fill_unused(chosen, valid), valid, proposals.sizes, pixel=self.pixel)
         out.add_field("scores", torch.where(valid, scores, 0.0))
         out.add_field("labels", torch.where(valid, inds // num_proposals + 1, 0))
-        out.truncated = valid[:, -1] & (slots > limit)
+        out.truncated = valid[:, -1] & (limit < slots < candidates)
         return out
 
 

@@ -196,7 +196,8 @@ class ROIMaskHead(nn.Module):
         rois = RoIs.flatten(detections, is_static(self.static_shapes, detections.boxes.device))
         logits = self.predictor(self.feature_extractor(features, rois))
         own = logits[torch.arange(len(logits), device=logits.device), rois.take(detections.get_field("labels"))]
-        detections.add_field("mask", rois.scatter(own.float().sigmoid()[:, None]))
+        probabilities = torch.where(rois.valid[:, None, None, None], own.float().sigmoid()[:, None], 0.0)
+        detections.add_field("mask", rois.scatter(probabilities))
         return detections
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...layers.blocks import init_normal
 from ...layers.nms import batched_nms_keep
-from ...structures.bounding_box import DUMMY_BOX, BoxListBatch
+from ...structures.bounding_box import BoxListBatch, fill_unused
 from ...structures.image_list import ImageList
 from ..box_coder import BoxCoder, clip_boxes
 from ..losses import binary_cross_entropy, count, smooth_l1
@@ -130,8 +130,7 @@ class ProposalSelector:
         scores, inds = scores[:, :limit], inds[:, :limit]
         valid = scores > -torch.inf
         chosen = boxes.gather(1, inds[..., None].expand(-1, -1, 4))
-        chosen = torch.where(valid[..., None], chosen, chosen.new_tensor(DUMMY_BOX))
-        batch = BoxListBatch(chosen, valid, sizes, pixel=self.pixel)
+        batch = BoxListBatch(fill_unused(chosen, valid), valid, sizes, pixel=self.pixel)
         batch.add_field("objectness", torch.where(valid, scores, 0.0))
         return batch
 

@@ -1,0 +1,18 @@
+// The operators' signatures. Kernels are registered for a dispatch key beside their code, in cpu/<op>.cpp.
+// layers/_ops.py repeats the strings for programs that run without this library; a test compares them.
+#include <torch/library.h>
+
+TORCH_LIBRARY(maskrcnn_bench, m) {
+  m.def("nms(Tensor boxes, Tensor scores, Tensor valid, float threshold, float pixel, int max_keep) -> Tensor");
+  m.def(
+      "roi_align(Tensor[] features, Tensor boxes, Tensor image_inds, Tensor levels, float[] scales, int height, "
+      "int width, int sampling_ratio, float shift, float min_size) -> Tensor");
+  m.def(
+      "roi_align_backward(Tensor grad, Tensor boxes, Tensor image_inds, Tensor levels, float[] scales, "
+      "SymInt[] feature_shape, int sampling_ratio, float shift, float min_size) -> Tensor[]");
+  m.def(
+      "polygon_targets(Tensor vertices, Tensor ring_offsets, Tensor object_offsets, Tensor frames, "
+      "Tensor object_inds, int resolution) -> Tensor");
+  m.def(
+      "bitmap_targets(Tensor bitmaps, Tensor geometry, Tensor boxes, Tensor object_inds, int resolution) -> Tensor");
+}

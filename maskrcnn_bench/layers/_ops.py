@@ -1,0 +1,130 @@
+"""Finds, compiles or replaces the operators `torch.ops.maskrcnn_bench.*`, and says which implementation is in use.
+
+Three ways to run: the compiled kernels of csrc/ ("csrc"), torchvision's operators ("torchvision"), plain torch
+("torch"). The signatures exist in each of them, so traces, fake tensors and the model look the same. The pages beside
+this file (nms.py, roi_align.py, mask_targets.py) register what replaces a kernel; a device that has no kernel in
+csrc/ uses the replacement as well.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from functools import cache
+
+import torch
+
+from . import _build
+
+NAMESPACE = "maskrcnn_bench"
+CHOICES = ("csrc", "torchvision", "torch")
+SCHEMAS = (
+    "nms(Tensor boxes, Tensor scores, Tensor valid, float threshold, float pixel, int max_keep) -> Tensor",
+    "roi_align(Tensor[] features, Tensor boxes, Tensor image_inds, Tensor levels, float[] scales, int height, "
+    "int width, int sampling_ratio, float shift, float min_size) -> Tensor",
+    "roi_align_backward(Tensor grad, Tensor boxes, Tensor image_inds, Tensor levels, float[] scales, "
+    "SymInt[] feature_shape, int sampling_ratio, float shift, float min_size) -> Tensor[]",
+    "polygon_targets(Tensor vertices, Tensor ring_offsets, Tensor object_offsets, Tensor frames, "
+    "Tensor object_inds, int resolution) -> Tensor",
+    "bitmap_targets(Tensor bitmaps, Tensor geometry, Tensor boxes, Tensor object_inds, int resolution) -> Tensor",
+)
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+_replacements: dict[str, str] = {}
+
+
+def say(line: str) -> None:
+    """One line on stderr, from one process a machine."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"maskrcnn_bench: {line}", file=sys.stderr, flush=True)
+
+
+@cache
+def load() -> str:
+    """Makes the operators exist: compiled when possible, else by their signatures alone.
+
+    Returns:
+        The way in use: "csrc", "torchvision" or "torch".
+
+    Raises:
+        ValueError: `MASKRCNN_BENCH_OPS` holds an unknown word.
+        RuntimeError: `MASKRCNN_BENCH_OPS=csrc`, and csrc/ can't be compiled or loaded.
+    """
+    forced = os.environ.get("MASKRCNN_BENCH_OPS", "")
+    if forced not in ("", *CHOICES):
+        raise ValueError(f"MASKRCNN_BENCH_OPS: expected one of {', '.join(CHOICES)} or nothing, got {forced!r}")
+    if forced == "csrc" or (not forced and sys.platform.startswith("linux")):
+        try:
+            torch.ops.load_library(str(_prebuilt() or _build.cached_library(say)))
+            return "csrc"
+        except (_build.BuildError, OSError) as error:
+            if forced:
+                raise RuntimeError(f"MASKRCNN_BENCH_OPS=csrc, but {error}") from error
+            reason = str(error)
+    else:
+        reason = f"MASKRCNN_BENCH_OPS={forced}" if forced else f"csrc/ is not compiled on {sys.platform} unless asked"
+    return _define_schemas(forced, reason)
+
+
+def _prebuilt():
+    """The library of `BUILD_OPS=1 pip install`, if it was built from these sources for this torch."""
+    key = _build.base_key(_build.find_sources())
+    return next(_build.HERE.parents[1].glob(f"_C_{key}*.so"), None)
+
+
+def _define_schemas(forced: str, reason: str) -> str:
+    for schema in SCHEMAS:
+        _library.define(schema)
+    way = forced or ("torchvision" if _has_torchvision() else "torch")
+    if not forced:
+        say(f"running on {way}'s operators, slower than the compiled kernels: {reason}")
+    return way
+
+
+@cache
+def _has_torchvision() -> bool:
+    try:
+        import torchvision.ops
+    except (ImportError, OSError, RuntimeError):  # torchvision of another torch fails in any of these ways
+        return False
+    return hasattr(torchvision.ops, "nms")
+
+
+def implementation(op_name: str) -> str:
+    """What runs an operator on the CPU: "csrc", "torchvision", "torch", or "pycocotools" (polygon_targets only)."""
+    way = load()
+    return way if way == "csrc" else _replacements[op_name]
+
+
+def register(op_name: str, fake: Callable, float32: bool, **replacements: Callable) -> None:
+    """Completes an operator: what stands in for a missing kernel, its fake, its rule under autocast.
+
+    Args:
+        op_name: name in `SCHEMAS`, without arguments.
+        fake: gives empty outputs of the right shape, dtype and strides.
+        float32: under autocast, floating inputs become float32; otherwise they keep their dtype.
+        replacements: same arguments as the operator, by what they use (`torchvision`, `torch`, ...). The way in use
+            decides; the last one is taken when none has its name.
+    """
+    way = load()
+    if way == "csrc":  # CUDA and other devices for which csrc/ holds no kernel
+        way = "torchvision" if _has_torchvision() else "torch"
+    used = way if way in replacements else list(replacements)[-1]
+    _replacements[op_name] = used
+    _library.impl(op_name, replacements[used], "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{op_name}", fake, lib=_library)
+    if float32:
+        for device in ("cpu", "cuda"):
+            torch.library.register_autocast(f"{NAMESPACE}::{op_name}", device, torch.float32, lib=_library)
+
+
+def check_shape(op_name: str, name: str, tensor: torch.Tensor, *expected: int | str) -> None:
+    """Compares a shape with numbers and letters; a letter stands for any length.
+
+    Raises:
+        ValueError: with the expected and the given shape.
+    """
+    fits = tensor.dim() == len(expected) and all(
+        isinstance(wanted, str) or wanted == length for wanted, length in zip(expected, tensor.shape, strict=True)
+    )
+    if not fits:
+        shape = ", ".join(str(wanted) for wanted in expected)
+        raise ValueError(f"{op_name}: {name}: expected shape [{shape}], got {list(tensor.shape)}")

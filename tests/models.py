@@ -1,0 +1,60 @@
+"""Small models and batches that several tests share."""
+
+from __future__ import annotations
+
+import torch
+
+from maskrcnn_bench.config import load_config
+from maskrcnn_bench.modeling.detector import build_detection_model
+from maskrcnn_bench.structures.bounding_box import BoxList, BoxListBatch
+from maskrcnn_bench.structures.image_list import ImageList, to_image_list
+from maskrcnn_bench.structures.segmentation_mask import SegmentationMask
+
+NARROW = [
+    "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.FREEZE_CONV_BODY_AT", 0, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8,
+    "MODEL.RESNETS.WIDTH_PER_GROUP", 8, "MODEL.ROI_BOX_HEAD.MLP_HEAD_DIM", 32, "MODEL.ROI_BOX_HEAD.NUM_CLASSES", 5,
+    "MODEL.ROI_MASK_HEAD.CONV_LAYERS", (16, 16), "MODEL.RPN.PRE_NMS_TOP_N_TRAIN", 200, "MODEL.RPN.PRE_NMS_TOP_N_TEST", 200,
+    "MODEL.RPN.FPN_POST_NMS_TOP_N_TRAIN", 100, "MODEL.RPN.POST_NMS_TOP_N_TRAIN", 100, "MODEL.RPN.POST_NMS_TOP_N_TEST", 50,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 64, "MODEL.ROI_HEADS.SCORE_THRESH", 0.0,
+]  # fmt: skip
+FPN_WIDTH = ["MODEL.RESNETS.RES2_OUT_CHANNELS", 32, "MODEL.RESNETS.BACKBONE_OUT_CHANNELS", 16]
+C4_WIDTH = ["MODEL.RESNETS.RES2_OUT_CHANNELS", 16, "MODEL.RESNETS.BACKBONE_OUT_CHANNELS", 64]
+
+FAMILIES = {
+    "faster_fpn": ("e2e_faster_rcnn_R_50_FPN_1x.yaml", FPN_WIDTH),
+    "mask_fpn": ("e2e_mask_rcnn_R_50_FPN_1x.yaml", FPN_WIDTH),
+    "faster_c4": ("e2e_faster_rcnn_R_50_C4_1x.yaml", C4_WIDTH),
+    "mask_c4": ("e2e_mask_rcnn_R_50_C4_1x.yaml", C4_WIDTH),
+    "rpn_fpn": ("rpn_R_50_FPN_1x.yaml", FPN_WIDTH),
+    "d2_mask_fpn": ("detectron2/mask_rcnn_R_50_FPN_1x.yaml", FPN_WIDTH),
+    "d2_mask_c4": ("detectron2/mask_rcnn_R_50_C4_1x.yaml", C4_WIDTH),
+}
+
+
+def narrow_config(family: str, *overrides):
+    """The configuration of a family, narrow enough to run in a moment."""
+    path, width = FAMILIES[family]
+    return load_config("configs/" + path, [*map(str, [*NARROW, *width, *overrides])])
+
+
+def narrow_model(family: str, *overrides, seed: int = 0):
+    torch.manual_seed(seed)
+    return build_detection_model(narrow_config(family, *overrides))
+
+
+def scene(sizes=((96, 128), (112, 96)), counts=(3, 2), seed: int = 0, pixel: int = 1, divisible: int = 32):
+    """Random images with random objects: (ImageList uint8 with keys, BoxListBatch). `sizes` are (height, width)."""
+    generator = torch.Generator().manual_seed(seed)
+    images, targets = [], []
+    for (height, width), count in zip(sizes, counts, strict=True):
+        images.append(torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8))
+        corner = torch.rand(count, 2, generator=generator) * torch.tensor([width, height]) * 0.5
+        side = 10 + torch.rand(count, 2, generator=generator) * torch.tensor([width, height]) * 0.35
+        boxes = torch.cat([corner, corner + side], dim=1).reshape(-1, 4)
+        target = BoxList(boxes, (width, height), pixel=pixel)
+        target.add_field("labels", torch.randint(1, 5, (count,), generator=generator))
+        target.add_field("masks", SegmentationMask([[[x1, y1, x2, y1, x2, y2, x1, (y1 + y2) / 2]] for x1, y1, x2, y2 in boxes.tolist()], (width, height)))
+        targets.append(target)
+    batch = to_image_list(images, divisible)
+    keys = torch.arange(len(images), dtype=torch.int64) * 977 + 13
+    return ImageList(batch.tensors, batch.image_sizes, keys), BoxListBatch.pad(targets)

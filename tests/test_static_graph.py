@@ -1,0 +1,218 @@
+"""The proofs that the hot path is one static graph: fixed shapes, no wait for the host, nothing learnt from padding."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from models import FAMILIES, narrow_model, scene
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from maskrcnn_bench.structures.bounding_box import BoxListBatch
+from maskrcnn_bench.structures.image_list import ImageList
+
+PIXEL = {family: 0 if family.startswith("d2") else 1 for family in FAMILIES}
+OWN_OPS = {"nms", "roi_align", "roi_align_backward", "polygon_targets", "bitmap_targets"}
+DATA_DEPENDENT = re.compile(
+    r"aten\.(nonzero|_local_scalar_dense|item|masked_select|unique|_unique2|unique_dim|unique_consecutive|equal|is_nonzero|"
+    r"repeat_interleave\.Tensor|histc|bincount|nms)"
+)
+
+
+def is_data_dependent(func, args) -> bool:
+    """Whether an operation's output shape, or a value on the host, depends on data."""
+    if DATA_DEPENDENT.match(str(func)) or torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
+        by_mask = str(func).startswith("aten.index")
+        return not by_mask or any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+    return False
+
+
+class Recorder(TorchDispatchMode):
+    """Counts data-dependent operations, copies between host and device, and own ops."""
+
+    def __init__(self):
+        super().__init__()
+        self.data_dependent, self.copies, self.own = Counter(), Counter(), Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if is_data_dependent(func, args):
+            self.data_dependent[str(func)] += 1
+        if func.namespace == "maskrcnn_bench":
+            self.own[func._schema.name.split("::")[1]] += 1
+        out = func(*args, **kwargs)
+        devices = {a.device.type for a in args if isinstance(a, torch.Tensor) and a.dim()}
+        if isinstance(out, torch.Tensor) and devices and devices != {out.device.type}:
+            self.copies[str(func)] += 1
+        return out
+
+
+def train_step(model, optimizer, images, targets):
+    losses = model(images, targets)
+    sum(losses.values()).backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+    return losses
+
+
+def ready(family, *overrides, seed=0):
+    model = narrow_model(family, "MODEL.STATIC_SHAPES", True, *overrides, seed=seed)
+    return model, torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_operation_depends_on_data(family):
+    model, optimizer = ready(family)
+    images, targets = scene(pixel=PIXEL[family])
+    with Recorder() as training:
+        train_step(model, optimizer, images, targets)
+    model.eval()
+    with Recorder() as inference, torch.no_grad():
+        model(images)
+    assert not training.data_dependent and not inference.data_dependent
+    assert set(training.own) | set(inference.own) <= OWN_OPS and "nms" in inference.own
+
+
+def test_the_count_sees_what_it_should():
+    """The same count, on the same model with padding dropped, is not zero; nor is it for torchvision's model."""
+    from torchvision.models.detection import maskrcnn_resnet50_fpn
+
+    images, targets = scene(((160, 160), (160, 160)))
+    model = narrow_model("mask_fpn", "MODEL.STATIC_SHAPES", False)
+    with Recorder() as dropped:
+        model(images, targets)
+    assert dropped.data_dependent["aten.nonzero.default"] >= 2
+    peer = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=5, box_detections_per_img=10).eval()
+    with Recorder() as theirs, torch.no_grad():
+        peer([images.tensors[0] / 255.0])
+    assert sum(theirs.data_dependent.values()) > 10
+
+
+@pytest.mark.parametrize("family", ["mask_fpn", "mask_c4"])
+def test_a_whole_step_runs_on_tensors_without_data(family):
+    """FakeTensorMode raises on anything whose shape or host value depends on data."""
+    images, targets = scene()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        model, optimizer = ready(family)
+        images, targets = images._map(mode.from_tensor), targets._map(mode.from_tensor)
+        losses = train_step(model, optimizer, images, targets)
+        assert all(loss.shape == () for loss in losses.values())
+        model.eval()
+        with torch.no_grad():
+            detections = model(images)
+    assert detections.boxes.shape[0] == 2 and "mask" in detections.fields
+
+
+@pytest.mark.parametrize("family", ["mask_fpn", "mask_c4"])
+def test_nothing_crosses_between_host_and_cuda_device(family):
+    """The same on tensors that pretend to be on a GPU: nothing comes back to the CPU,
+    and no constant is carried there."""
+    images, targets = scene()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.device("cuda"):
+            model, _ = ready(family)
+        images, targets = (x._map(lambda t: torch.empty(t.shape, dtype=t.dtype, device="cuda")) for x in (images, targets))
+        with Recorder() as recorder:
+            losses = model(images, targets)
+            model.eval()
+            with torch.no_grad():
+                detections = model(images)
+    assert not recorder.copies and not recorder.data_dependent
+    assert {loss.device.type for loss in losses.values()} == {"cuda"} and detections.boxes.device.type == "cuda"
+
+
+@pytest.mark.parametrize("family", ["mask_fpn", "faster_c4"])
+def test_dynamo_sees_one_graph(family):
+    model, _ = ready(family)
+    images, targets = scene()
+
+    def losses(tensors, sizes, keys, boxes, valid, labels):
+        batch = BoxListBatch(boxes, valid, targets.sizes, {"labels": labels}, packed_masks=targets.packed_masks)
+        return model(ImageList(tensors, images.image_sizes, keys, sizes), batch)
+
+    arguments = (images.tensors, images.sizes, images.keys, targets.boxes, targets.valid, targets.fields["labels"])
+    eager = losses(*arguments)
+    compiled = torch.compile(losses, fullgraph=True, backend="eager")(*arguments)
+    for name, value in eager.items():
+        torch.testing.assert_close(compiled[name], value)
+
+
+def test_a_captured_graph_replays_on_other_batches():
+    """Traced once, the graph gives the eager losses on three other batches of the same shapes."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    model, _ = ready("mask_fpn")
+    batches = [scene(seed=seed) for seed in range(4)]
+    slots = [max(getattr(t.packed_masks, name).shape[0] for _, t in batches) for name in ("vertices", "ring_offsets", "object_offsets")]
+    assert [len(getattr(batches[0][1].packed_masks, n)) for n in ("vertices", "ring_offsets", "object_offsets")] == slots
+
+    def flat(images, targets):
+        masks = targets.packed_masks
+        return [images.tensors, images.sizes, images.keys, targets.boxes, targets.valid, targets.fields["labels"], masks.vertices, masks.ring_offsets, masks.object_offsets]
+
+    def losses(tensors, sizes, keys, boxes, valid, labels, vertices, ring_offsets, object_offsets):
+        masks = type(batches[0][1].packed_masks)(vertices, ring_offsets, object_offsets, None, None)
+        targets = BoxListBatch(boxes, valid, sizes, {"labels": labels}, packed_masks=masks)
+        return model(ImageList(tensors, batches[0][0].image_sizes, keys, sizes), targets)
+
+    graph = make_fx(losses, tracing_mode="real")(*flat(*batches[0]))
+    for batch in batches[1:]:
+        replayed = graph(*flat(*batch))
+        for name, value in losses(*flat(*batch)).items():
+            torch.testing.assert_close(replayed[name], value)
+
+
+@pytest.mark.parametrize("family", ["mask_fpn", "mask_c4", "d2_mask_fpn"])
+def test_padding_is_never_looked_at(family):
+    """Random garbage in unused slots moves no loss, no gradient and no detection."""
+    results = []
+    for garbage in (None, 1, 2):
+        model, _ = ready(family)
+        images, targets = scene(counts=(3, 0), pixel=PIXEL[family])
+        if garbage is not None:
+            generator = torch.Generator().manual_seed(garbage)
+            targets.boxes[~targets.valid] = torch.rand(int((~targets.valid).sum()), 4, generator=generator) * 1000 - 500
+            targets.fields["labels"][~targets.valid] = 4
+        losses = model(images, targets)
+        sum(losses.values()).backward()
+        results.append((losses, {name: p.grad for name, p in model.named_parameters()}))
+    for losses, gradients in results[1:]:
+        for name, value in results[0][0].items():
+            assert torch.equal(losses[name], value), name
+        for name, value in results[0][1].items():
+            assert torch.equal(gradients[name], value), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_static_and_exact_shapes_agree(family):
+    images, targets = scene(pixel=PIXEL[family])
+    outcomes = []
+    for static in (True, False):
+        model = narrow_model(family, "MODEL.STATIC_SHAPES", static)
+        losses = model(images, targets)
+        model.eval()
+        with torch.no_grad():
+            outcomes.append((losses, model(images)))
+    (losses1, detections1), (losses2, detections2) = outcomes
+    for name, value in losses1.items():
+        torch.testing.assert_close(losses2[name], value, rtol=1e-5, atol=1e-5)
+    assert detections1.counts == detections2.counts
+    torch.testing.assert_close(detections1.boxes, detections2.boxes, rtol=1e-5, atol=1e-3)
+    for name, value in detections1.fields.items():
+        torch.testing.assert_close(detections2.fields[name], value, rtol=1e-5, atol=1e-5)
+
+
+def test_kernels_do_not_wait():
+    """No kernel hides a wait for the host."""
+    root = Path(__file__).parent.parent / "csrc"
+    found = [
+        f"{path.name}:{number}: {line.strip()}"
+        for path in sorted(root.rglob("*.c*")) + sorted(root.rglob("*.h"))
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if re.search(r"\bitem\b|cudaMemcpy|[sS]ynchronize|\.cpu\(\)|nonzero", line.split("//")[0])
+    ]
+    assert list(root.rglob("*.cpp")) and not found
