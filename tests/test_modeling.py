@@ -206,7 +206,7 @@ def test_ties_with_the_last_detection():
     coder = BoxCoder((10.0, 10.0, 5.0, 5.0), 1, 1.0, DIALECTS["maskrcnn_benchmark"].log_size_range)
     counts = []
     for ties in (0, 2, 28):
-        select = DetectionSelector(coder, 0.05, 0.5, 8, ties, class_agnostic=False, pixel=1)
+        select = DetectionSelector(coder, 0.05, 0.5, 8, ties, min_size=0.0, pixel=1)
         out = select(torch.tensor([0.0, 1.0]).repeat(1, 12, 1), torch.zeros(1, 12, 8), proposals)
         counts.append((out.counts[0], bool(out.truncated)))
     assert counts == [(8, False), (10, True), (12, False)]

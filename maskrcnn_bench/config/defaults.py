@@ -175,7 +175,7 @@ _C.MODEL.RPN.POST_NMS_TOP_N_TEST = 1000
 # A proposal is dropped when its IoU with a better one is larger.
 _C.MODEL.RPN.NMS_THRESH = 0.7
 # Proposals with a shorter side are dropped before NMS. Pixels.
-_C.MODEL.RPN.MIN_SIZE = 0
+_C.MODEL.RPN.MIN_SIZE = 0.0
 # Proposals kept of all levels together: in training over all images of one GPU when FPN_POST_NMS_PER_BATCH, else per
 # image; in testing always per image. With FPN_POST_NMS_PER_BATCH, a training that sets no FPN_POST_NMS_TOP_N_TRAIN, in
 # file or command, takes 1000 times the images of one GPU.

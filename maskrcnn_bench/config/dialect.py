@@ -4,8 +4,8 @@ Five projects train "the same" Faster R-CNN, and each computes other numbers. He
 meaning and one value a project; nothing else in the library knows the projects. A configuration names its row with
 `MODEL.DIALECT`. What a configuration key already says (thresholds, sizes, pixel means) is not repeated here.
 
-The sources are files of the projects: maskrcnn-benchmark at 57eec25 (below `maskrcnn_benchmark/`) and detectron2 at 02b5c4e
-(below `detectron2/`).
+The sources are files of the projects: maskrcnn-benchmark at 57eec25 (below `maskrcnn_benchmark/`), detectron2 at 02b5c4e (below
+`detectron2/`) and torchvision 0.29.1 (below `torchvision/`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Dialect:
 
     # Anchors
     anchor_rule: str
-    """rounded_corner: sides rounded at the size of the stride, box centred on (stride - 1) / 2; exact_centre: unrounded, centred on 0."""
+    """rounded_corner: sides rounded at the size of the stride, box centred on (stride - 1) / 2; exact_centre: unrounded, centred on 0;
+    rounded_centre: corners rounded, centred on 0."""
     anchor_order: str
     """ratio_major: all sizes of the first ratio, then the next ratio; size_major: the other way round."""
 
@@ -47,6 +48,8 @@ class Dialect:
     # Detections
     detection_ties: int
     """Extra slots for detections that tie with the last of DETECTIONS_PER_IMG; 0 takes exactly that many."""
+    min_detection_size: float
+    """Least width and height of a detection before the suppression, pixels of the resized image."""
     clip_rescaled: bool
     """Whether detections are clipped once more after they are moved to the original image."""
 
@@ -66,7 +69,8 @@ class Dialect:
 
     # Masks
     mask_target: str
-    """clamped: polygons move with the box cut to the image, at least 1 wide; exact: with the box as it is, at least .1 wide."""
+    """clamped: polygons move with the box cut to the image, at least 1 wide; exact: with the box as it is, at least .1 wide;
+    half_covered, soft_cover: resampled from bitmaps, as 0 or 1 or as what they cover."""
     mask_paste: str
     """expand_truncate: padded mask, corners cut to integers, inclusive pixels; pixel_centres: sampled at the centres of pixels."""
 
@@ -93,6 +97,7 @@ DIALECTS: dict[str, Dialect] = {
             drop_empty=False,  # structures/boxlist_ops.py
             nms_inclusive=True,  # csrc/cpu/nms_cpu.cpp; csrc/cuda/nms.cu is exclusive
             detection_ties=28,  # modeling/roi_heads/box_head/inference.py
+            min_detection_size=0.0,
             clip_rescaled=False,  # engine/inference.py, demo/predictor.py
             roi_shift=0.0,  # csrc/cpu/ROIAlign_cpu.cpp
             roi_min_size=1.0,  # csrc/cpu/ROIAlign_cpu.cpp
@@ -116,6 +121,7 @@ DIALECTS: dict[str, Dialect] = {
             drop_empty=True,  # modeling/proposal_generator/proposal_utils.py
             nms_inclusive=False,  # layers/nms.py
             detection_ties=0,  # modeling/roi_heads/fast_rcnn.py
+            min_detection_size=0.0,
             clip_rescaled=True,  # modeling/postprocessing.py
             roi_shift=0.5,  # layers/roi_align.py
             roi_min_size=0.0,  # layers/roi_align.py
@@ -127,6 +133,30 @@ DIALECTS: dict[str, Dialect] = {
             rpn_normalizer="configured",  # modeling/proposal_generator/rpn.py
             rpn_beta=0.0,  # modeling/proposal_generator/rpn.py
             box_beta=0.0,  # modeling/roi_heads/fast_rcnn.py
+        ),
+        Dialect(
+            name="torchvision",
+            pixel=0,  # ops/boxes.py
+            decode_pixel=0.0,  # models/detection/_utils.py
+            log_size_range=(-math.inf, LOG_MAX_SCALE),  # models/detection/_utils.py
+            anchor_rule="rounded_centre",  # models/detection/anchor_utils.py
+            anchor_order="ratio_major",  # models/detection/anchor_utils.py
+            rank_by="logit",  # models/detection/rpn.py
+            drop_empty=False,  # ops/boxes.py; RPN.MIN_SIZE is 0.001
+            nms_inclusive=False,  # csrc/ops/cpu/nms_kernel.cpp
+            detection_ties=0,  # models/detection/roi_heads.py
+            min_detection_size=0.01,  # models/detection/roi_heads.py
+            clip_rescaled=False,  # models/detection/transform.py
+            roi_shift=0.0,  # ops/poolers.py
+            roi_min_size=1.0,  # csrc/ops/cpu/roi_align_kernel.cpp
+            level_epsilon=1e-6,  # ops/poolers.py
+            frozen_norm_eps=0.0,  # models/detection/_utils.py: overwrite_eps of the released weights
+            resize_rounding="truncate",  # models/detection/transform.py
+            mask_target="soft_cover",  # models/detection/roi_heads.py
+            mask_paste="expand_truncate",  # models/detection/roi_heads.py
+            rpn_normalizer="sampled",  # models/detection/rpn.py
+            rpn_beta=1.0 / 9,  # models/detection/rpn.py
+            box_beta=1.0 / 9,  # models/detection/roi_heads.py
         ),
     )
 }

@@ -31,7 +31,7 @@ from .roi_heads.box_head import (
     ROIBoxHead,
     XConvFeatureExtractor,
 )
-from .roi_heads.mask_head import MASK_FRAMES, MaskConv1x1Predictor, MaskDeconvPredictor, MaskFPNFeatureExtractor, MaskLoss, ROIMaskHead
+from .roi_heads.mask_head import MASK_TARGETS, MaskConv1x1Predictor, MaskDeconvPredictor, MaskFPNFeatureExtractor, MaskLoss, ROIMaskHead
 from .roi_heads.roi_heads import CombinedROIHeads
 from .rpn.anchor_generator import AnchorGenerator
 from .rpn.rpn import ProposalSelector, RPNHead, RPNLoss, RPNModule
@@ -273,7 +273,7 @@ def build_box_head(cfg: Any, in_channels: int) -> ROIBoxHead:
         nms_thresh=_nms_thresh(keys.NMS, d),
         detections_per_img=keys.DETECTIONS_PER_IMG,
         ties=d.detection_ties,
-        class_agnostic=cfg.MODEL.CLS_AGNOSTIC_BBOX_REG,
+        min_size=d.min_detection_size,
         pixel=d.pixel,
     )
     targets = BoxTargets(
@@ -298,7 +298,7 @@ def build_mask_head(cfg: Any, in_channels: int, box: ROIBoxHead) -> ROIMaskHead:
     return ROIMaskHead(
         feature_extractor=extractor,
         predictor=registry.ROI_MASK_PREDICTOR[keys.PREDICTOR](cfg, extractor.out_channels),
-        loss=MaskLoss(keys.RESOLUTION, MASK_FRAMES[_dialect(cfg).mask_target]),
+        loss=MaskLoss(keys.RESOLUTION, MASK_TARGETS[_dialect(cfg).mask_target]),
         share_box_features=share,
         static_shapes=cfg.MODEL.STATIC_SHAPES,
     )

@@ -191,7 +191,7 @@ class DetectionSelector:
         nms_thresh: overlap above which the box of the same class with the lower score goes.
         detections_per_img: how many an image.
         ties: extra slots for detections that score as much as the last.
-        class_agnostic: whether boxes don't depend on the class.
+        min_size: least width and height, pixels.
         pixel: the pixel rule.
     """
 
@@ -202,7 +202,7 @@ class DetectionSelector:
         nms_thresh: float,
         detections_per_img: int,
         ties: int,
-        class_agnostic: bool,
+        min_size: float,
         pixel: int,
     ):
         self.box_coder = box_coder
@@ -210,7 +210,7 @@ class DetectionSelector:
         self.nms_thresh = nms_thresh
         self.detections_per_img = detections_per_img
         self.ties = ties
-        self.class_agnostic = class_agnostic
+        self.min_size = min_size
         self.pixel = pixel
 
     def __call__(self, logits: Tensor, regression: Tensor, proposals: BoxListBatch) -> Detections:
@@ -223,7 +223,8 @@ class DetectionSelector:
         """
         scores = logits.float().softmax(dim=-1)[..., 1:].transpose(1, 2)  # [N, K - 1, P]
         boxes = self.class_boxes(regression, proposals, scores.shape[1])
-        valid = (scores > self.score_thresh) & proposals.valid[:, None]
+        large_enough = (boxes[..., 2:] - boxes[..., :2] + self.pixel >= self.min_size).all(dim=-1)
+        valid = (scores > self.score_thresh) & large_enough & proposals.valid[:, None]
         keep = batched_nms_keep(boxes.flatten(0, 1), scores.flatten(0, 1), valid.flatten(0, 1), self.nms_thresh, self.pixel)
         return self._best_of_all(boxes, torch.where(keep.view_as(valid), scores, -torch.inf), proposals)
 

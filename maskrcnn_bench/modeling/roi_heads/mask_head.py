@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ...layers.blocks import NormFactory, conv
 from ...layers.mask_targets import bitmap_targets, polygon_targets
 from ...structures.bounding_box import BoxListBatch
+from ...structures.segmentation_mask import PackedMasks
 from ..losses import binary_cross_entropy, count
 from ..poolers import Pooler, RoIs, is_static
 
@@ -105,7 +107,47 @@ def exact_frames(boxes: Tensor, sizes: Tensor, resolution: int) -> Tensor:
     return torch.cat([boxes[:, :2], resolution / (boxes[:, 2:] - boxes[:, :2]).clamp(min=0.1)], dim=1)
 
 
-MASK_FRAMES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {"clamped": clamped_frames, "exact": exact_frames}
+@dataclass(frozen=True)
+class PolygonTarget:
+    """Targets drawn from polygons that move into the box's frame; objects that are bitmaps are resampled there, half covered or more.
+
+    Args:
+        frames: where polygons move, (boxes [R, 4], sizes [R, 2], resolution) -> [R, 4].
+    """
+
+    frames: Callable[[Tensor, Tensor, int], Tensor]
+
+    def __call__(self, masks: PackedMasks, boxes: Tensor, sizes: Tensor, objects: Tensor, resolution: int) -> Tensor:
+        frames = self.frames(boxes, sizes, resolution)
+        out = polygon_targets(masks.vertices, masks.ring_offsets, masks.object_offsets, frames, objects, resolution).float()
+        return out if masks.bitmaps is None else torch.maximum(out, half_covered(masks, boxes, sizes, objects, resolution))
+
+
+def half_covered(masks: PackedMasks, boxes: Tensor, sizes: Tensor, objects: Tensor, resolution: int) -> Tensor:
+    """Targets resampled from bitmaps: 1 where at least half of the cell is covered."""
+    return (bitmap_targets(*_bitmaps(masks), boxes, objects, resolution) >= 0.5).float()
+
+
+def soft_cover(masks: PackedMasks, boxes: Tensor, sizes: Tensor, objects: Tensor, resolution: int) -> Tensor:
+    """Targets resampled from bitmaps half a pixel further, at least a pixel large: how much of the cell is covered, 0 to 1."""
+    high = torch.maximum(boxes[:, 2:], boxes[:, :2] + 1)
+    return bitmap_targets(*_bitmaps(masks), torch.cat([boxes[:, :2], high], dim=1) + 0.5, objects, resolution)
+
+
+def _bitmaps(masks: PackedMasks) -> tuple[Tensor, Tensor]:
+    if masks.bitmaps is None:
+        raise ValueError("these mask targets need ground truth as bitmaps: convert('mask') the SegmentationMasks before they are batched")
+    return masks.bitmaps, masks.geometry
+
+
+MaskTarget = Callable[[PackedMasks, Tensor, Tensor, Tensor, int], Tensor]
+MASK_TARGETS: dict[str, MaskTarget] = {
+    "clamped": PolygonTarget(clamped_frames),
+    "exact": PolygonTarget(exact_frames),
+    "half_covered": half_covered,
+    "soft_cover": soft_cover,
+}
+"""How the target of a mask is made: (masks, boxes xyxy pixels [R, 4], image sizes [R, 2], objects [R] or -1, S) -> [R, S, S]."""
 
 
 class MaskLoss:
@@ -113,12 +155,12 @@ class MaskLoss:
 
     Args:
         resolution: side S of the masks.
-        frames: a function of MASK_FRAMES.
+        make_targets: a function of MASK_TARGETS.
     """
 
-    def __init__(self, resolution: int, frames: Callable[[Tensor, Tensor, int], Tensor]):
+    def __init__(self, resolution: int, make_targets: MaskTarget):
         self.resolution = resolution
-        self.frames = frames
+        self.make_targets = make_targets
 
     def __call__(self, logits: Tensor, rois: RoIs, samples: BoxListBatch, targets: BoxListBatch) -> dict[str, Tensor]:
         """The loss, divided by positives and pixels.
@@ -136,7 +178,7 @@ class MaskLoss:
 
     @torch.no_grad()
     def targets(self, rois: RoIs, matched_inds: Tensor, targets: BoxListBatch) -> Tensor:
-        """The object's mask in each RoI, 0 or 1. [R, S, S]
+        """The object's mask in each RoI, 0 to 1. [R, S, S]
 
         Raises:
             ValueError: when the ground truth has no masks.
@@ -145,12 +187,7 @@ class MaskLoss:
         if masks is None:
             raise ValueError("the mask head needs ground truth with masks; set MODEL.MASK_ON False for a data set without them")
         objects = torch.where(rois.valid, rois.image_inds * targets.valid.shape[1] + matched_inds, -1)
-        frames = self.frames(rois.boxes, targets.sizes[rois.image_inds], self.resolution)
-        out = polygon_targets(masks.vertices, masks.ring_offsets, masks.object_offsets, frames, objects, self.resolution)
-        if masks.bitmaps is None:
-            return out
-        coverage = bitmap_targets(masks.bitmaps, masks.geometry, rois.boxes, objects, self.resolution)
-        return torch.where((coverage >= 0.5), 1, out)
+        return self.make_targets(masks, rois.boxes, targets.sizes[rois.image_inds], objects, self.resolution)
 
 
 class ROIMaskHead(nn.Module):

@@ -25,6 +25,11 @@ def _exact_centre(stride: int, sizes: tuple[float, ...], ratios: tuple[float, ..
     return np.concatenate([-0.5 * sides, 0.5 * sides], axis=1)
 
 
+def _rounded_centre(stride: int, sizes: tuple[float, ...], ratios: tuple[float, ...], order: str) -> np.ndarray:
+    """Anchors around 0 with corners rounded to whole pixels."""
+    return np.round(_exact_centre(stride, sizes, ratios, order))
+
+
 def _pairs(widths: np.ndarray, heights: np.ndarray, scales: np.ndarray, order: str) -> np.ndarray:
     """(width, height) of every ratio and scale. [len(widths) * len(scales), 2]"""
     sides = np.stack([widths, heights], axis=1)
@@ -33,7 +38,11 @@ def _pairs(widths: np.ndarray, heights: np.ndarray, scales: np.ndarray, order: s
     return (sides[None] * scales[:, None, None]).reshape(-1, 2)
 
 
-ANCHOR_RULES: dict[str, Callable[..., np.ndarray]] = {"rounded_corner": _rounded_corner, "exact_centre": _exact_centre}
+ANCHOR_RULES: dict[str, Callable[..., np.ndarray]] = {
+    "rounded_corner": _rounded_corner,
+    "exact_centre": _exact_centre,
+    "rounded_centre": _rounded_centre,
+}
 
 
 class _Buffers(nn.Module):
