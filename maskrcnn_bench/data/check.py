@@ -1,0 +1,202 @@
+"""Is a data set fit for training? The checks before a run, and the command that lists every fault."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskrcnn_bench.data.datasets.photo import looks_cut_off, read_photo
+from maskrcnn_bench.data.faults import Finding, apply_policy, check_annotations, summary
+from maskrcnn_bench.data.store import AnnotationStore
+
+# Before a run, the ends of that many image files are looked at; of more files only the names.
+FILES_OPENED_AT_START = 5000
+
+
+def check_dataset(dataset: Any, deep: bool = False) -> list[Finding]:
+    """All faults of a data set: its annotations, then its image files.
+
+    Args:
+        dataset: any data set; only those with an AnnotationStore can be looked into.
+        deep: decode every image.
+    """
+    if not hasattr(dataset, "annotations"):
+        return []
+    return list(dataset.findings) + check_images(dataset.annotations, dataset.root, dataset.images.tolist(), deep)
+
+
+def require_sound(dataset: Any, num_classes: int = 0) -> None:
+    """Stop before the first step when images are missing or cut off, or labels do not fit the model.
+
+    Args:
+        dataset: any data set; only those with an AnnotationStore can be looked into.
+        num_classes: of the model, with background; 0 when the model takes them from the data.
+    Raises:
+        ValueError: naming file, image and what to do.
+    """
+    if not hasattr(dataset, "annotations"):
+        return
+    store = dataset.annotations
+    apply_policy(check_images(store, dataset.root, dataset.images.tolist()), "fix", f"images of {store.source}")
+    too_high = np.flatnonzero(dataset.labels * dataset.usable >= num_classes) if num_classes else np.zeros(0, dtype=np.int64)
+    if len(too_high):
+        row, count = too_high[0], len(dataset.class_names)
+        image, label = store.annotation_images[row], dataset.labels[row]
+        where = f"annotation {store.ids[row]} of image {store.image_label(image)}"
+        raise ValueError(
+            f"{store.source_of(image)}: {where} has label {label} ({dataset.class_names[label]}), but NUM_CLASSES is {num_classes};"
+            f" the data has {count} with background: set MODEL.ROI_BOX_HEAD.NUM_CLASSES {count}, or 0 to take it from the data"
+        )
+
+
+def check_images(store: AnnotationStore, root: str, images: Sequence[int], deep: bool = False) -> list[Finding]:
+    """Image files that are missing, cut off, unreadable, or of another size than their annotations say.
+
+    Args:
+        store: the annotations.
+        root: folder of the images.
+        images: which of them, as places in the store.
+        deep: decode every image; otherwise only those whose file lacks its end.
+    """
+    there: dict[str, set[str]] = {}
+    findings = []
+    for image in images:
+        path = os.path.join(root, store.file_names[image])
+        folder, name = os.path.split(path)
+        if folder not in there:
+            there[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        reason = "there is no such image file" if name not in there[folder] else ""
+        if not reason and (deep or (len(images) <= FILES_OPENED_AT_START and looks_cut_off(path))):
+            reason = _why_unreadable(store, image, path)
+        if reason:
+            findings.append(Finding("stop", path, store.image_label(image), None, reason))
+    return findings
+
+
+def _why_unreadable(store: AnnotationStore, image: int, path: str) -> str:
+    size = (int(store.widths[image]), int(store.heights[image]))
+    try:
+        read_photo(path, f"image id {store.image_ids[image]}", size if min(size) > 0 else None)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+# ------------------------------------------------------------------------------------------------------- the command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`maskrcnn-bench data check|stats SOURCE`, `data toy FOLDER`; the exit code is 1 when there are faults."""
+    parser = argparse.ArgumentParser(prog="maskrcnn-bench data", description="Look into a data set before training on it.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    abouts = {"check": "list every fault; exit code 1 when there is one", "stats": "count images, objects, classes and sizes"}
+    for verb, about in abouts.items():
+        sub = verbs.add_parser(verb, help=about, description=about)
+        sub.add_argument("source", help="a folder in COCO or VOC layout, a name of the catalog, or a COCO JSON file")
+        sub.add_argument("--root", default=None, help="folder that paths of the catalog start from")
+        if verb == "check":
+            sub.add_argument("--deep", action="store_true", help="decode every image")
+    toy = verbs.add_parser("toy", help="generate the toy data set", description="generate the toy data set")
+    toy.add_argument("folder", help="an empty or new folder")
+    for option, default in (("train", 600), ("test", 150), ("size", 128), ("seed", 0)):
+        toy.add_argument(f"--{option}", type=int, default=default, help=f"default {default}")
+    args = parser.parse_args(argv)
+    return {"check": _check, "stats": _stats, "toy": _toy}[args.verb](args)
+
+
+def _toy(args: argparse.Namespace) -> int:
+    from maskrcnn_bench.data.datasets.toy import generate
+
+    print(f"{generate(args.folder, args.train, args.test, args.size, args.seed)}: {args.train} pictures to train on, {args.test} to test")
+    return 0
+
+
+def read_sources(name: str, root: str | None = None) -> tuple[list[tuple[AnnotationStore, str]], list[str], list[Finding]]:
+    """Training and test annotations that a name or path means; one of the two is enough.
+
+    Returns:
+        Each store with its folder of images; what was recognised; and faults that kept a file from being read.
+    """
+    from maskrcnn_bench.data.build import locate
+    from maskrcnn_bench.data.datasets.source import NoSplitError
+    from maskrcnn_bench.data.datasets.voc import read_voc
+
+    stores, described, findings, seen, missing = [], [], [], [], []
+    for is_train in (True, False):
+        try:
+            source = locate(name, is_train, root)
+        except NoSplitError as error:
+            missing.append(Finding("stop", name, "", None, str(error)))
+            continue
+        except (OSError, ValueError) as error:
+            findings.append(Finding("stop", name, "", None, str(error).removeprefix(f"{name}: ")))
+            continue
+        arguments = source.arguments
+        if arguments in seen:
+            continue
+        seen.append(arguments)
+        described.append(source.described)
+        try:
+            if "ann_file" in arguments:
+                stores.append((AnnotationStore.from_json(arguments["ann_file"]), arguments["root"]))
+            else:
+                folder = Path(arguments["data_dir"])
+                stores.append((read_voc(folder, arguments["split"])[0], str(folder / "JPEGImages")))
+        except (OSError, ValueError) as error:
+            file = str(arguments.get("ann_file", arguments.get("data_dir")))
+            findings.append(Finding("stop", file, "", None, str(error).removeprefix(f"{file}: ")))
+    if not stores and not findings:
+        findings = missing
+    return stores, described, list(dict.fromkeys(findings))
+
+
+def _check(args: argparse.Namespace) -> int:
+    stores, described, findings = read_sources(args.source, args.root)
+    for store, root in stores:
+        findings = findings + check_annotations(store)[0] + check_images(store, root, range(len(store)), args.deep)
+    for line in [*described, *map(str, findings)]:
+        print(line)
+    images, objects = sum(len(store) for store, _ in stores), sum(len(store.ids) for store, _ in stores)
+    verdict = summary(findings).splitlines()[0] if findings else "no faults"
+    print(f"{images} images, {objects} annotations: {verdict}")
+    return 1 if findings else 0
+
+
+def _stats(args: argparse.Namespace) -> int:
+    stores, described, findings = read_sources(args.source, args.root)
+    for line in [*described, *map(str, findings)]:
+        print(line)
+    for store, _ in stores:
+        print("\n".join(statistics(store)))
+    return 1 if findings else 0
+
+
+def statistics(store: AnnotationStore) -> list[str]:
+    """Counts of a data set as lines of text: images, objects, sizes, classes."""
+    per_image = np.diff(store.offsets)
+    sides = np.sqrt(np.clip(store.boxes[:, 2:].prod(axis=1), 0, None))
+    lines = [
+        f"{store.source}",
+        f"  images       {len(store)}, {int((per_image == 0).sum())} without objects",
+        f"  image sizes  {_spread(store.widths)} wide; {_spread(store.heights)} high (pixels)",
+        f"  annotations  {len(store.ids)}, {int(store.crowd.sum())} of them crowds; {_spread(per_image)} an image",
+        f"  box sides    {_spread(sides)} (square root of the area, pixels)",
+    ]
+    counts = {c["id"]: int((store.category_ids == c["id"]).sum()) for c in store.categories}
+    widest, most = max((len(c["name"]) for c in store.categories), default=0), max(counts.values(), default=0)
+    for category in sorted(store.categories, key=lambda c: -counts[c["id"]]):
+        count = counts[category["id"]]
+        lines.append(f"  {category['name']:{widest}}  {count:7d} {'#' * round(40 * count / max(most, 1))}")
+    return lines
+
+
+def _spread(values: np.ndarray) -> str:
+    if len(values) == 0:
+        return "none"
+    low, middle, high = np.nanmin(values), np.nanmedian(values), np.nanmax(values)
+    return f"{low:.4g} to {high:.4g}, median {middle:.4g}"

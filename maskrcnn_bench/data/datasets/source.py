@@ -1,0 +1,183 @@
+"""Which data set a name of the catalog or a path means, and what kind of folder a path is."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from maskrcnn_bench.data.datasets.coco import COCODataset
+from maskrcnn_bench.data.datasets.toy import MARKER
+from maskrcnn_bench.data.datasets.voc import PascalVOCDataset
+
+FACTORIES: dict[str, Callable[..., Dataset]] = {"COCODataset": COCODataset, "PascalVOCDataset": PascalVOCDataset}
+IMAGES_LOOKED_FOR = 20
+TRAIN_SPLITS = ("train",)
+TEST_SPLITS = ("val", "valid", "test")
+# What a folder of annotations may hold beside objects.
+NOT_OBJECTS = ("captions", "panoptic", "stuff", "image_info", "origin")
+
+
+class NoSplitError(ValueError):
+    """A folder that holds no data set of the wanted split."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that was recognised: its class, its arguments, and what to tell the user."""
+
+    factory: Callable[..., Dataset]
+    arguments: dict[str, Any]
+    described: str
+
+
+def read_dataset(
+    name: str,
+    catalog: Any,
+    is_train: bool = True,
+    *,
+    root: str | None = None,
+    keypoints: bool = False,
+    keep_empty: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> Dataset:
+    """The data set that a name or a path means.
+
+    Args:
+        name: a name of the catalog; a folder in COCO, VOC or toy layout; or a COCO JSON file.
+        catalog: class with `get(name)`.
+        is_train: which split of a folder is meant; in training, images without objects and difficult objects are left out.
+        root: folder that relative paths of the catalog start from.
+        keypoints: prefer the annotation file that has keypoints.
+        keep_empty: train on images without objects as well.
+        options: `pixel`, `on_fault`, `on_exif`, `classes` of StoredDataset.
+    Returns:
+        The data set; its `described` says what was recognised.
+    Raises:
+        ValueError: when the name is neither in the catalog nor a folder of a known kind.
+    """
+    source = find_source(name, catalog, is_train, root, keypoints)
+    wanted = {
+        "remove_images_without_annotations": is_train and not keep_empty,
+        "use_difficult": not is_train,
+        "transforms": None,
+        **(options or {}),
+    }
+    dataset = source.factory(**{**_accepted(source.factory, wanted), **source.arguments})
+    if not hasattr(dataset, "described"):
+        dataset.described = source.described
+    return dataset
+
+
+def _accepted(factory: Callable, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments a factory takes; a user's own class takes those it names."""
+    parameters = inspect.signature(factory).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()) and factory in FACTORIES.values():
+        return {k: v for k, v in arguments.items() if k != "use_difficult" or k in parameters}
+    return {k: v for k, v in arguments.items() if k in parameters}
+
+
+def find_source(name: str, catalog: Any, is_train: bool, root: str | None = None, keypoints: bool = False) -> Source:
+    """What a name or a path means, without reading annotations."""
+    known = getattr(catalog, "DATASETS", {})
+    path = Path(name).expanduser()
+    if name not in known and path.is_dir():
+        return recognise_folder(path, is_train, keypoints)
+    if name not in known and path.is_file():
+        return _coco_source(path, f"{name}: a COCO annotation file")
+    if name not in known and ("/" in name or path.is_absolute()):
+        raise FileNotFoundError(f"no folder or file {name}, and no data set of the catalog has that name")
+    entry = catalog.get(name, root) if "root" in inspect.signature(catalog.get).parameters else catalog.get(name)
+    factory = entry["factory"]
+    if not callable(factory):
+        if factory not in FACTORIES:
+            raise ValueError(f"data set {name!r}: the catalog asks for {factory!r}; readers are {', '.join(FACTORIES)}, or give a class")
+        factory = FACTORIES[factory]
+    return Source(factory, dict(entry["args"]), f"{name}: from the catalog")
+
+
+def recognise_folder(folder: Path, is_train: bool, keypoints: bool = False) -> Source:
+    """What kind of data set a folder holds, looked for at its root and up to two levels below."""
+    voc = _voc_root(folder)
+    files = _coco_files(folder, is_train, keypoints)
+    if files:
+        kind = "toy data set" if (folder / MARKER).is_file() else "COCO layout"
+        return _coco_source(files[0], f"{folder}: {kind}, {files[0].relative_to(folder)}")
+    if voc:
+        split = _voc_split(voc, is_train)
+        return Source(PascalVOCDataset, {"data_dir": str(voc), "split": split}, f"{folder}: VOC layout, ImageSets/Main/{split}.txt")
+    splits = " or ".join(TRAIN_SPLITS if is_train else TEST_SPLITS)
+    raise NoSplitError(
+        f"{folder}: no data set recognised for {'training' if is_train else 'testing'}. COCO layout: annotations/instances_SPLIT.json and"
+        f" a folder of images SPLIT*, SPLIT being {splits}. VOC layout: Annotations/*.xml, ImageSets/Main/*.txt, JPEGImages."
+    )
+
+
+def _voc_root(folder: Path) -> Path | None:
+    candidates = [folder, *sorted(folder.glob("*")), *sorted(folder.glob("*/*"))]
+    return next((p for p in candidates if (p / "Annotations").is_dir() and (p / "ImageSets" / "Main").is_dir()), None)
+
+
+def _voc_split(voc: Path, is_train: bool) -> str:
+    """With a list `test`, `trainval` is trained on and `test` is tested; without, `train` and `val`."""
+    there = {p.stem for p in (voc / "ImageSets" / "Main").glob("*.txt")}
+    order = ("trainval", "train") if "test" in there else ("train", "trainval")
+    for split in order if is_train else ("test", "val"):
+        if split in there:
+            return split
+    expected = " or ".join(order if is_train else ("test", "val"))
+    raise NoSplitError(f"{voc / 'ImageSets' / 'Main'}: expected a list {expected}, found {sorted(there)}")
+
+
+def _coco_files(folder: Path, is_train: bool, keypoints: bool) -> list[Path]:
+    """Annotation files of the wanted split, best first."""
+    found = [*folder.glob("annotations/*.json"), *folder.glob("*.json"), *folder.glob("*/_annotations.coco.json")]
+    ranked = []
+    for path in found:
+        split = _split_of(path, is_train)
+        if split is None or any(word in path.stem for word in NOT_OBJECTS):
+            continue
+        ranked.append((("keypoints" in path.stem) != keypoints, split, "instances" not in path.stem, len(path.name), str(path), path))
+    return [entry[-1] for entry in sorted(ranked)]
+
+
+def _split_of(path: Path, is_train: bool) -> int | None:
+    """How well a file's name says the wanted split (0 best), or None when it says another."""
+    name = path.parent.name if path.name == "_annotations.coco.json" else path.stem
+    words = name.replace("-", "_").split("_")
+    for rank, split in enumerate(TRAIN_SPLITS if is_train else TEST_SPLITS):
+        if any(word.startswith(split) for word in words):
+            return rank
+    return None
+
+
+def _coco_source(ann_file: Path, described: str) -> Source:
+    root = find_image_folder(ann_file)
+    return Source(COCODataset, {"ann_file": str(ann_file), "root": str(root)}, f"{described}, images in {root}")
+
+
+def find_image_folder(ann_file: Path) -> Path:
+    """The folder that holds the images of a COCO file: named like its split, or `images`, beside it or beside its folder.
+
+    Where none holds any of the images, the first one that exists; the check of the image files then says what is missing.
+    """
+    split = ann_file.stem.rsplit("_", 1)[-1]
+    word = next((w for w in (*TRAIN_SPLITS, *TEST_SPLITS) if split.startswith(w)), split)
+    bases = [ann_file.parent.parent, ann_file.parent]
+    bases += [base / "images" for base in bases]
+    folders = [folder for base in bases for folder in (base / split, *sorted(base.glob(f"{word}*")), base) if folder.is_dir()]
+    names = _some_images(ann_file)
+    return max(dict.fromkeys(folders), key=lambda folder: sum((folder / name).is_file() for name in names))
+
+
+def _some_images(ann_file: Path) -> list[str]:
+    """The first file names in a COCO file, without parsing all of it."""
+    found = re.finditer(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', ann_file.read_bytes())
+    return [json.loads(match[1]) for match in islice(found, IMAGES_LOOKED_FOR)]

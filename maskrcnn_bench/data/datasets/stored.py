@@ -1,0 +1,213 @@
+"""What COCO and VOC data sets have in common: photographs in a folder and annotations in an AnnotationStore."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from maskrcnn_bench.data.datasets.photo import photo_size, read_photo
+from maskrcnn_bench.data.faults import apply_policy, check_annotations
+from maskrcnn_bench.data.store import NO_MASK, AnnotationStore
+from maskrcnn_bench.structures.bounding_box import BoxList
+from maskrcnn_bench.structures.keypoint import Keypoints, PersonKeypoints
+from maskrcnn_bench.structures.segmentation_mask import SegmentationMask
+
+BACKGROUND = "__background__"
+# maskrcnn-benchmark trains keypoints of persons on images with at least this many annotated points.
+MIN_PERSON_POINTS = 10
+
+logger = logging.getLogger("maskrcnn_bench.data")
+
+
+class StoredDataset(Dataset):
+    """Photographs of a folder with the annotations of a store.
+
+    `dataset[i]` is (PIL image, BoxList, i); the BoxList is xyxy with `labels` (1..K-1) and, where annotated, `masks` and
+    `keypoints`. Crowds are left out of it; the store keeps them for the evaluation.
+
+    Args:
+        store: all annotations.
+        root: folder of the images.
+        remove_images_without_annotations: leave out images without a usable object.
+        transforms: called as (image, target) on every sample.
+        pixel: what a box's width adds to x2 - x1: 1 or 0.
+        on_fault: "fix", "error" or "ignore" faulty annotations.
+        on_exif: "auto", "rotate" or "ignore", as `read_photo` has it.
+        classes: names of the classes to use, in this order; () takes all, by ascending category id.
+    Raises:
+        ValueError: when a class is unknown, the annotations are unusable, or no image is left.
+    """
+
+    def __init__(
+        self,
+        store: AnnotationStore,
+        root: str,
+        remove_images_without_annotations: bool = False,
+        transforms: Callable | None = None,
+        *,
+        pixel: int = 1,
+        on_fault: str = "fix",
+        on_exif: str = "auto",
+        classes: Sequence[str] = (),
+    ):
+        self.annotations = store
+        self.root = os.fspath(root)
+        self.transforms = transforms
+        self.pixel = pixel
+        self.on_exif = on_exif
+        self.findings, faulty = check_annotations(store)
+        message = apply_policy(self.findings, on_fault, store.source)
+        if message:
+            logger.warning(message)
+        self.faulty = faulty if on_fault == "fix" else np.zeros_like(faulty)
+        self._name_classes(classes)
+        self._fill_sizes()
+        self.usable = ~self.faulty & ~store.crowd & (self.labels > 0) & self._wanted()
+        self.has_masks = bool((store.mask_kinds[self.usable] != NO_MASK).any())
+        self._name_points()
+        self.images = self._select(remove_images_without_annotations)
+
+    def _wanted(self) -> np.ndarray:
+        """Annotations a kind of data set trains on. [A] bool"""
+        return np.ones(len(self.annotations.ids), dtype=bool)
+
+    def _name_classes(self, classes: Sequence[str]) -> None:
+        names = {category["name"]: category["id"] for category in self.annotations.categories}
+        unknown = [name for name in classes if name not in names]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], names, n=3)
+            hint = f" Did you mean {', '.join(near)}?" if near else ""
+            raise ValueError(f"DATASETS.CLASSES: no class {unknown[0]!r} in {self.annotations.source}.{hint} It has: {', '.join(names)}.")
+        ids = [names[name] for name in classes] or [category["id"] for category in self.annotations.categories]
+        by_id = {category["id"]: category["name"] for category in self.annotations.categories}
+        self.json_category_id_to_contiguous_id = {json_id: k + 1 for k, json_id in enumerate(ids)}
+        self.contiguous_category_id_to_json_id = {k + 1: json_id for k, json_id in enumerate(ids)}
+        self.categories = {k + 1: by_id[json_id] for k, json_id in enumerate(ids)}
+        self.class_names = (BACKGROUND, *self.categories.values())
+        table = np.array(sorted(self.json_category_id_to_contiguous_id.items()), dtype=np.int64).reshape(-1, 2)
+        place = np.searchsorted(table[:, 0], self.annotations.category_ids).clip(max=max(len(table) - 1, 0))
+        known = table[place, 0] == self.annotations.category_ids if len(table) else np.zeros(len(place), dtype=bool)
+        self.labels = np.where(known, table[place, 1], 0) if len(table) else np.zeros(len(place), dtype=np.int64)
+
+    def _fill_sizes(self) -> None:
+        """Sizes that the annotations do not give come from the images."""
+        store = self.annotations
+        for i in np.flatnonzero((store.widths <= 0) | (store.heights <= 0)).tolist():
+            store.widths[i], store.heights[i] = photo_size(os.path.join(self.root, store.file_names[i]))
+
+    def _name_points(self) -> None:
+        names = [c["keypoints"] for c in self.annotations.categories if "keypoints" in c and c["name"] in self.class_names]
+        self.keypoint_names = tuple(names[0]) if names and self.annotations.keypoints is not None else ()
+        if self.annotations.keypoints is not None and not names:
+            self.keypoint_names = tuple(f"point_{k}" for k in range(self.annotations.keypoints.shape[1] // 3))
+
+    def _select(self, remove_empty: bool) -> np.ndarray:
+        """Positions in the store of the images to use. [len(self)] int64"""
+        store = self.annotations
+        everything = np.arange(len(store))
+        if not remove_empty:
+            return everything
+        wide = self.usable & (store.boxes[:, 2:] > 1).all(axis=1)
+        kept = np.bincount(store.annotation_images[wide], minlength=len(store)) > 0
+        if store.keypoints is not None:
+            least = MIN_PERSON_POINTS if self.keypoint_names == PersonKeypoints.NAMES else 1
+            points = (store.keypoints[:, 2::3] > 0).sum(axis=1) * self.usable
+            kept &= np.bincount(store.annotation_images, weights=points, minlength=len(store)) >= least
+        if not kept.any():
+            raise ValueError(self._nothing_left())
+        logger.info("%s: %d of %d images have objects to train on", store.source, kept.sum(), len(store))
+        return everything[kept]
+
+    def _nothing_left(self) -> str:
+        store, left = self.annotations, np.ones(len(self.annotations.ids), dtype=bool)
+        counts = [f"{len(store)} images, {len(store.ids)} annotations"]
+        reasons = {"crowd": store.crowd, "faulty": self.faulty, "of other classes": self.labels == 0, "not wanted": ~self._wanted()}
+        for reason, out in reasons.items():
+            counts.append(f"{int((left & out).sum())} {reason}")
+            left &= ~out
+        names = ", ".join(category["name"] for category in store.categories)
+        return f"{store.source}: no image with a usable object to train on ({'; '.join(counts)}). Its classes: {names}."
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> tuple[Image.Image, BoxList, int]:
+        image, target = self.read_image(i), self.get_groundtruth(i)
+        if self.transforms is not None:
+            image, target = self.transforms(image, target)
+        return image, target, i
+
+    def image_path(self, i: int) -> str:
+        return os.path.join(self.root, self.annotations.file_names[self.images[i]])
+
+    def read_image(self, i: int) -> Image.Image:
+        """The photograph, RGB, in the frame of its annotations."""
+        info = self.get_img_info(i)
+        what = f"image id {info['id']} of {self.annotations.source_of(self.images[i])}"
+        return read_photo(self.image_path(i), what, (info["width"], info["height"]), self.on_exif)
+
+    def get_img_info(self, i: int) -> dict[str, Any]:
+        """Height and width (pixels), file name and id of an image, without opening it."""
+        store, k = self.annotations, self.images[i]
+        return {
+            "height": int(store.heights[k]),
+            "width": int(store.widths[k]),
+            "file_name": store.file_names[k],
+            "id": int(store.image_ids[k]),
+        }
+
+    @property
+    def aspect_ratios(self) -> np.ndarray:
+        """Height over width of every image. [len(self)]"""
+        return self.annotations.heights[self.images] / self.annotations.widths[self.images]
+
+    @property
+    def id_to_img_map(self) -> dict[int, int]:
+        """Image id of the file for each index."""
+        return dict(enumerate(self.annotations.image_ids[self.images].tolist()))
+
+    def rows(self, i: int) -> np.ndarray:
+        """Annotations an image is trained on, as places in the store."""
+        first, last = self.annotations.offsets[self.images[i] : self.images[i] + 2]
+        return first + np.flatnonzero(self.usable[first:last])
+
+    def get_groundtruth(self, i: int) -> BoxList:
+        """The objects of an image, clipped to it, without those that are empty then."""
+        store, rows = self.annotations, self.rows(i)
+        info = self.get_img_info(i)
+        size = (info["width"], info["height"])
+        target = BoxList(torch.from_numpy(store.boxes[rows].astype(np.float32)), size, "xywh", self.pixel).convert("xyxy")
+        target.add_field("labels", torch.from_numpy(self.labels[rows]))
+        if self.has_masks:
+            target.add_field("masks", SegmentationMask([self._mask(row) for row in rows.tolist()], size))
+        if store.keypoints is not None:
+            target.add_field("keypoints", self._points(rows, size))
+        self._add_fields(target, rows)
+        return target.clip_to_image(remove_empty=True)
+
+    def _add_fields(self, target: BoxList, rows: np.ndarray) -> None:
+        """Fields that only one kind of data set has."""
+
+    def _mask(self, row: int) -> Any:
+        mask = self.annotations.segmentation(row)
+        if isinstance(mask, dict):
+            return mask
+        return [ring for ring in mask if len(ring) >= 6 and len(ring) % 2 == 0]
+
+    def _points(self, rows: np.ndarray, size: tuple[int, int]) -> Keypoints:
+        points = torch.from_numpy(self.annotations.keypoints[rows].astype(np.float32)).reshape(len(rows), len(self.keypoint_names), 3)
+        if self.keypoint_names == PersonKeypoints.NAMES:
+            return PersonKeypoints(points, size)
+        return Keypoints(points, size, names=self.keypoint_names)
+
+    def coco_json(self) -> dict:
+        """All sound annotations as COCO has them, crowds and every image of the file included, for evaluators."""
+        return self.annotations.coco_dict(~self.faulty)

@@ -1,0 +1,93 @@
+"""`evaluate`: one call for every data set; which numbers come out follows from what the data set offers."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+
+from maskrcnn_bench.structures.bounding_box import BoxList
+
+from .coco import MaskRule, coco_results, evaluate_coco, flatten, ground_truth
+from .diagnose import LOW_AP, diagnose
+from .evaluators import FlatDetections, choose_evaluator
+from .proposals import evaluate_proposals
+from .results import format_results, write_results
+from .voc import evaluate_voc
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(
+    dataset,
+    predictions: Sequence[BoxList | None],
+    output_folder: str | os.PathLike | None = None,
+    iou_types: Sequence[str] = ("bbox", "segm"),
+    evaluator: str = "auto",
+    max_detections: int = 100,
+    mask_threshold: float = 0.5,
+    mask_rule: str = "expand_truncate",
+    mask_padding: int = 1,
+    box_only: bool = False,
+) -> dict:
+    """Evaluates the predictions of a data set, logs tables, and writes the files of `results.write_results`.
+
+    COCO's numbers come out for every data set, and "voc" besides for one whose `get_groundtruth(i)` knows difficult objects.
+
+    Args:
+        dataset: what it must offer is said at the head of `coco.py`.
+        predictions: one BoxList an image, in the data set's order, as `coco.flatten` describes; None where an image has none.
+        output_folder: where the files go; None writes none.
+        iou_types: of "bbox", "segm", "keypoints".
+        evaluator: "auto", "hotcoco" or "pycocotools".
+        max_detections: detections an image that the model may give; above 100 it replaces COCO's limit (see `evaluate_coco`).
+        mask_threshold: probability that separates object from background.
+        mask_rule: how masks are pasted, see `structures.mask_paste`.
+        mask_padding: border of zeros of pasted masks, in mask pixels.
+        box_only: the predictions are proposals with `objectness`; only their recall is measured.
+    Returns:
+        Results as described at the head of `results.py`.
+    """
+    if box_only:
+        results = {"box_proposal": evaluate_proposals(dataset, predictions)}
+        return _finish(results, output_folder, {})
+    name, version = choose_evaluator(evaluator)
+    truth = ground_truth(dataset)
+    detections = flatten(dataset, predictions, MaskRule(mask_threshold, mask_rule, mask_padding))
+    if not len(detections):
+        logger.warning("no detections in %d images: all numbers are 0", len(truth["images"]))
+    results: dict = {"per_class": {}, "evaluator": {"name": name, "version": version}}
+    results |= {"images": len(truth["images"]), "detections": len(detections)}
+    for iou_type in _with_truth(truth, iou_types):
+        results[iou_type], results["per_class"][iou_type] = evaluate_coco(truth, detections, iou_type, name, max_detections)
+    if _knows_difficult(dataset):
+        results["voc"], results["per_class"]["voc"] = evaluate_voc(dataset, predictions)
+    _add_diagnosis(results, truth, detections)
+    return _finish(results, output_folder, {task: coco_results(detections, task) for task in iou_types if task in results})
+
+
+def _with_truth(truth: dict, iou_types: Sequence[str]) -> list[str]:
+    """The IoU types that the ground truth knows; says which are left out."""
+    needs = {"segm": "segmentation", "keypoints": "keypoints"}
+    kept = [t for t in iou_types if t not in needs or not truth["annotations"] or any(needs[t] in a for a in truth["annotations"])]
+    for left_out in set(iou_types) - set(kept):
+        logger.warning("%s is not evaluated: no annotation of the data set has `%s`", left_out, needs[left_out])
+    return kept
+
+
+def _knows_difficult(dataset) -> bool:
+    return hasattr(dataset, "get_groundtruth") and len(dataset) > 0 and dataset.get_groundtruth(0).has_field("difficult")
+
+
+def _add_diagnosis(results: dict, truth: dict, detections: FlatDetections) -> None:
+    if "bbox" in results and results["bbox"]["AP"] < LOW_AP:
+        results["diagnosis"] = diagnose(truth, detections)
+        for line in results["diagnosis"]:
+            logger.warning("AP is near zero: %s", line)
+
+
+def _finish(results: dict, output_folder: str | os.PathLike | None, predictions: dict[str, list[dict]]) -> dict:
+    logger.info("results\n%s", format_results(results))
+    if output_folder is not None:
+        write_results(results, output_folder, predictions)
+    return results
