@@ -1,0 +1,8 @@
+"""Reading and writing the reference projects' checkpoints, one file an ecosystem."""
+
+from .convert import convert, load_weights, recognise
+from .detectron2 import to_detectron2
+from .load import Report, load_into
+from .names import Loaded
+
+__all__ = ["Loaded", "Report", "convert", "load_into", "load_weights", "recognise", "to_detectron2"]

@@ -1,0 +1,134 @@
+"""Checkpoints of detectron2: detectors and ImageNet trunks, both directions.
+
+Its background class comes last and has no box deltas and no mask; ours comes first and has both, as zero rows.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .names import Layout, Naming, to_theirs
+
+_C4_HEAD = "roi_heads.box.feature_extractor.head"
+_DROPPED = (
+    ("pixel_mean", "normalisation follows the configuration"),
+    ("pixel_std", "normalisation follows the configuration"),
+    ("proposal_generator.anchor_generator.cell_anchors.#", "anchors follow the configuration"),
+    ("anchor_generator.cell_anchors.#", "anchors follow the configuration"),
+    ("linear.*", "ImageNet classifier"),
+)
+
+
+def background_first(rows: Tensor) -> Tensor:
+    """Move the last class, the background, to the front. [K, ...]"""
+    return torch.roll(rows, 1, 0)
+
+
+def background_last(rows: Tensor) -> Tensor:
+    """Move the first class, the background, to the end. [K, ...]"""
+    return torch.roll(rows, -1, 0)
+
+
+def with_background(rows: Tensor, rows_per_class: int) -> Tensor:
+    """Put zero rows for the background in front; a class-agnostic head so gets its unused half. [rows_per_class + rows, ...]"""
+    return torch.cat([rows.new_zeros(rows_per_class, *rows.shape[1:]), rows])
+
+
+def without_background(rows: Tensor, rows_per_class: int) -> Tensor:
+    """Take the background's rows away."""
+    return rows[rows_per_class:].clone()
+
+
+def _padded(name: str, rows_per_class: int) -> Layout:
+    return Layout(name, partial(with_background, rows_per_class=rows_per_class), partial(without_background, rows_per_class=rows_per_class))
+
+
+_LAYOUTS = (
+    Layout("roi_heads.box.predictor.cls_score.*", background_first, background_last),
+    _padded("roi_heads.box.predictor.bbox_pred.*", 4),
+    _padded("roi_heads.mask.predictor.mask_fcn_logits.*", 1),
+)
+
+
+def _trunk(theirs: str, last_stage: str, ours: str = "backbone.body") -> list[tuple[str, str]]:
+    """Stem and stages; ``res5`` stands alone when a C4 head owns it."""
+    pairs = [
+        (f"{theirs}stem.conv1.norm.*", f"{ours}.stem.bn1.*"),
+        (f"{theirs}stem.conv1.weight", f"{ours}.stem.conv1.weight"),
+    ]
+    for number in (2, 3, 4):
+        pairs += _stage(f"{theirs}res{number}", f"{ours}.layer{number - 1}")
+    return pairs + _stage(f"{theirs}res5", last_stage)
+
+
+def _stage(theirs: str, ours: str) -> list[tuple[str, str]]:
+    return [
+        (f"{theirs}.#.shortcut.norm.*", f"{ours}.#.downsample.1.*"),
+        (f"{theirs}.#.shortcut.weight", f"{ours}.#.downsample.0.weight"),
+        (f"{theirs}.#.conv#.norm.*", f"{ours}.#.bn#.*"),
+        (f"{theirs}.#.conv#.weight", f"{ours}.#.conv#.weight"),
+    ]
+
+
+def _pyramid() -> list[tuple[str, str]]:
+    pairs = []
+    for number in (2, 3, 4, 5):
+        pairs.append((f"backbone.fpn_lateral{number}.*", f"backbone.fpn.fpn_inner{number - 1}.*"))
+        pairs.append((f"backbone.fpn_output{number}.*", f"backbone.fpn.fpn_layer{number - 1}.*"))
+    return pairs
+
+
+_HEADS = [
+    ("proposal_generator.rpn_head.conv.*", "rpn.head.conv.*"),
+    ("proposal_generator.rpn_head.objectness_logits.*", "rpn.head.cls_logits.*"),
+    ("proposal_generator.rpn_head.anchor_deltas.*", "rpn.head.bbox_pred.*"),
+    ("roi_heads.box_head.fc1.*", "roi_heads.box.feature_extractor.fc6.*"),
+    ("roi_heads.box_head.fc2.*", "roi_heads.box.feature_extractor.fc7.*"),
+    ("roi_heads.box_predictor.*.*", "roi_heads.box.predictor.*.*"),
+    ("roi_heads.mask_head.mask_fcn#.*", "roi_heads.mask.feature_extractor.mask_fcn#.*"),
+    ("roi_heads.mask_head.deconv.*", "roi_heads.mask.predictor.conv5_mask.*"),
+    ("roi_heads.mask_head.predictor.*", "roi_heads.mask.predictor.mask_fcn_logits.*"),
+    ("roi_heads.keypoint_head.conv_fcn#.*", "roi_heads.keypoint.feature_extractor.conv_fcn#.*"),
+    ("roi_heads.keypoint_head.score_lowres.*", "roi_heads.keypoint.predictor.kps_score_lowres.*"),
+]
+
+FPN = Naming(
+    kind="detectron2 (FPN)",
+    marks=("backbone.bottom_up.**", "backbone.fpn_lateral#.weight"),
+    names=tuple(_trunk("backbone.bottom_up.", "backbone.body.layer4") + _pyramid() + _HEADS),
+    dropped=_DROPPED,
+    layouts=_LAYOUTS,
+)
+C4 = Naming(
+    kind="detectron2 (one level)",
+    marks=("proposal_generator.rpn_head.conv.weight", "backbone.res2.0.conv1.weight"),
+    names=tuple(
+        _stage("roi_heads.res5", f"{_C4_HEAD}.layer4") + _trunk("backbone.", "backbone.body.layer4") + _HEADS
+    ),
+    dropped=_DROPPED,
+    layouts=_LAYOUTS,
+)
+IMAGENET = Naming(
+    kind="ImageNet (detectron2)",
+    marks=("stem.conv1.weight", "res2.0.conv1.weight"),
+    names=tuple(_trunk("", "backbone.body.layer4")),
+    dropped=_DROPPED,
+    backbone_only=True,
+)
+
+
+def to_detectron2(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One of our models in detectron2's names and class order; ``{"model": ...}`` around it is what its loader reads.
+
+    Args:
+        state: ``model.state_dict()`` of a C4, DC5 or FPN model with ResNet trunk.
+    Raises:
+        ValueError: a tensor has no counterpart there.
+    """
+    naming = FPN if any(name.startswith("backbone.fpn.") for name in state) else C4
+    shared = "roi_heads.mask.feature_extractor.head."  # C4: the box head's own modules under a second name
+    kept = {name: value for name, value in state.items() if not name.startswith(shared) and ".cell_anchors" not in name}
+    return to_theirs(naming, kept)

@@ -1,0 +1,184 @@
+"""Reading files of weights without running what they may contain.
+
+Four containers occur: a zip by ``torch.save``, its older pickle form, a plain pickle of numpy arrays (Detectron, detectron2), and
+safetensors. Which one it is, the first bytes tell, never the file's name.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import pickle
+import re
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_TORCH_LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # the magic number that opens a file of torch < 1.6
+_SAFETENSORS_TYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+_WANTED = "expected weights: a .pth of torch.save, a .pkl of numpy arrays, or safetensors"
+_RESAVE = "If you trust its origin, open it where it was written and save the tensors alone: torch.save(checkpoint['model'], 'new.pth')."
+
+
+def read_file(path: str | Path) -> Any:
+    """The content of a file of weights: dictionaries, lists, strings, numbers, tensors, and numpy arrays.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not weights, damaged, or holding objects that would have to be executed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{path} {what}; {_WANTED}. Check MODEL.WEIGHT or --weights.")
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head.startswith(b"PK\x03\x04") or head.startswith(_TORCH_LEGACY):
+        return _read_torch(path)
+    if head[:1] in (b"\x80", b"(", b"}", b"]", b"c"):
+        return _read_pickle(path)
+    if _is_safetensors(head, path.stat().st_size):
+        return _read_safetensors(path)
+    raise ValueError(_foreign(path, head))
+
+
+# A damaged pickle is a random program for the unpickler; these are the ways in which it can end.
+_DAMAGE = (
+    *(pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError, AssertionError),
+    *(RuntimeError, MemoryError, OverflowError, struct.error),
+)
+
+
+def _foreign(path: Path, head: bytes) -> str:
+    """What to say about a file that is none of the containers."""
+    start = head.lstrip().lower()
+    if not head:
+        return f"{path} is empty; {_WANTED}. Download or save it again."
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<")):
+        return f"{path} is a web page, not weights: the address answered with HTML. Download the file itself again; {_WANTED}."
+    if start.startswith(b"version https://git-lfs"):
+        return f"{path} is a git-lfs pointer, not the weights. Run `git lfs pull` where it came from; {_WANTED}."
+    return f"{path} is no known kind of file: it begins with {head[:16]!r}; {_WANTED}."
+
+
+def _damaged(path: Path, why: Exception | str) -> ValueError:
+    size = path.stat().st_size
+    return ValueError(f"{path} ({size:,} bytes) is truncated or damaged ({why}); {_WANTED}. Compare its size with the source's.")
+
+
+def _refused(path: Path, names: list[str]) -> ValueError:
+    return ValueError(f"{path} holds objects that are not weights: {', '.join(names)}. Nothing in it was executed. {_RESAVE}")
+
+
+def _latin1(text: str, encoding: str = "latin1") -> bytes:
+    """The only use numpy's pickles have for ``_codecs.encode``; other codecs would be programs."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"text encoded as {encoding}")
+    return text.encode("latin1")
+
+
+def _allowed() -> dict[tuple[str, str], Any]:
+    """What a pickle of arrays may name. Numpy renamed its modules in 2.0; files carry either name."""
+    array = np.empty(0).__reduce__()[0]
+    scalar = np.float64(0).__reduce__()[0]
+    frombuffer = np.empty(0).__reduce_ex__(5)[0]
+    table = {
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("collections", "OrderedDict"): collections.OrderedDict,
+        ("_codecs", "encode"): _latin1,
+    }
+    for core in ("numpy.core", "numpy._core"):
+        table[f"{core}.multiarray", "_reconstruct"] = array
+        table[f"{core}.multiarray", "scalar"] = scalar
+        table[f"{core}.numeric", "_frombuffer"] = frombuffer
+    return table
+
+
+class _Refusal(Exception):
+    """A name outside the table."""
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Knows arrays, OrderedDict, and what pickle itself builds: strings, numbers, lists, dictionaries."""
+
+    allowed = _allowed()
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.allowed:
+            raise _Refusal(f"{module}.{name}")
+        return self.allowed[module, name]
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals(_numpy_globals()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        names = _unsafe_names(str(error))
+        raise (_refused(path, names) if names else _damaged(path, _first_sentence(error))) from None
+    except _DAMAGE as error:
+        raise _damaged(path, _first_sentence(error)) from None
+
+
+def _first_sentence(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+
+
+def _unsafe_names(message: str) -> list[str]:
+    """The classes and functions that torch's own restricted unpickler complained about."""
+    return sorted(set(re.findall(r"GLOBAL (\w+(?:\.\w+)+)", message)))
+
+
+def _numpy_globals() -> list[Any]:
+    """What `torch.load` must know besides, where scores or epochs were kept as numpy numbers."""
+    named = [(value, f"{module}.{name}") for (module, name), value in _ArrayUnpickler.allowed.items() if module.startswith("numpy")]
+    return named + [type(np.dtype(code)) for code in ("?", "u1", "i4", "i8", "f4", "f8")]
+
+
+def _read_pickle(path: Path) -> Any:
+    with path.open("rb") as file:
+        try:
+            return _unpickle(file)
+        except _Refusal as refusal:
+            raise _refused(path, [str(refusal)]) from None
+        except _DAMAGE as error:
+            raise _damaged(path, _first_sentence(error)) from None
+
+
+def _unpickle(file: BinaryIO) -> Any:
+    # Python 2 wrote Detectron's files: its byte strings are the arrays' content.
+    return _ArrayUnpickler(file, encoding="latin1").load()
+
+
+def _is_safetensors(head: bytes, size: int) -> bool:
+    """Eight bytes with the length of a JSON header, then the header."""
+    return len(head) > 9 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < 100_000_000
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    content = path.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    try:
+        header = json.loads(content[8 : 8 + length])
+        body = memoryview(content)[8 + length :]
+        return {name: _safetensor(entry, body) for name, entry in header.items() if name != "__metadata__"}
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise _damaged(path, str(error)) from None
+
+
+def _safetensor(entry: dict, body: memoryview) -> Tensor:
+    start, end = entry["data_offsets"]
+    dtype, shape = _SAFETENSORS_TYPES[entry["dtype"]], entry["shape"]
+    if not 0 <= start <= end <= len(body):
+        raise ValueError(f"a tensor ends at byte {end} of {len(body)}")
+    if start == end:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(bytearray(body[start:end]), dtype=dtype).reshape(shape)

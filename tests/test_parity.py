@@ -1,0 +1,147 @@
+"""The recorded outputs of maskrcnn-benchmark and detectron2 on known weights, stage by stage; and the judge itself."""
+
+from __future__ import annotations
+
+import json
+import sys
+import zlib
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+FIXTURES = [
+    "mb/e2e_faster_rcnn_R_50_FPN_1x",
+    "mb/e2e_mask_rcnn_R_50_FPN_1x",
+    "mb/e2e_faster_rcnn_R_50_C4_1x",
+    "d2/faster_rcnn_R_50_FPN_1x",
+    "d2/mask_rcnn_R_50_FPN_1x",
+    "d2/faster_rcnn_R_50_C4_1x",
+]
+
+
+@pytest.fixture(scope="module")
+def parity(repository):
+    """tools/check_parity.py as a module."""
+    sys.path.insert(0, str(repository / "tools"))
+    import check_parity
+
+    yield check_parity
+    sys.path.remove(str(repository / "tools"))
+
+
+@pytest.fixture(scope="module")
+def fixture_module(parity) -> ModuleType:
+    return sys.modules["parity_fixture"]
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_every_stage_is_within_its_tolerance(parity, shared_dir, capsys, name):
+    code = parity.main([str(shared_dir / "parity" / name)])
+    table = capsys.readouterr().out
+    assert code == 0, table
+    rows = {line.split()[0] for line in table.splitlines()[2:] if line.startswith("  ") and len(line.split()) > 3}
+    stages = {"input", "feat", "rpn", "anchor", "fixed", "prop", "det", "batch", "loss", "grad", "loss_fixed"}
+    stages |= {"mask", "mask_target"} if "mask" in name else set()
+    assert stages <= {row.split(".")[0] for row in rows}, "a stage was left out"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", FIXTURES)
+def test_the_static_graph_gives_the_same(parity, shared_dir, capsys, name):
+    code = parity.main([str(shared_dir / "parity" / name), "--opts", "MODEL.STATIC_SHAPES", "True"])
+    assert code == 0, capsys.readouterr().out
+
+
+def test_a_wrong_number_is_found(parity, shared_dir, capsys):
+    """Another rule for the RoIs' corners must show in the box head, and not before."""
+    check = parity.Check(parity.Fixture(shared_dir / "parity" / FIXTURES[0]), [])
+    check.load()
+    check.model.roi_heads.box.feature_extractor.pooler.shift = 0.5
+    check.prepare_input()
+    with torch.no_grad():
+        check.check_features()
+        check.check_box_head()
+    assert {row.stage for row in check.rows if not row.ok} == {"fixed.logits", "fixed.deltas"}
+
+
+def test_unknown_folders_and_projects_are_named(parity, tmp_path, capsys):
+    for words in ("expected a fixture folder with spec.json", "got 'xx' (another)"):
+        with pytest.raises(SystemExit):
+            parity.main([str(tmp_path)])
+        assert words in capsys.readouterr().err
+        (tmp_path / "spec.json").write_text(json.dumps({"short": "xx", "peer": "another"}))
+
+
+def test_weights_follow_from_their_names(fixture_module, tmp_path):
+    spec = {
+        "short": "mb",
+        "tensors": [["a", [2, 3], "float32", "normal", 0.5], ["b", [2], "float32", "stored", None], ["c", [2, 3], "float32", "same", "a"]],
+    }
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    np.savez(tmp_path / "stored.npz", b=np.ones(2, np.float32))
+    np.savez(tmp_path / "expected.npz", **{"gt.labels": np.zeros(0)})
+    state = fixture_module.Fixture(tmp_path).state_dict()
+    drawn = np.random.Generator(np.random.PCG64(zlib.crc32(b"a"))).standard_normal((2, 3), dtype=np.float32) * np.float32(0.5)
+    assert np.array_equal(state["a"].numpy(), drawn) and state["c"] is state["a"] and state["b"].tolist() == [1, 1]
+
+
+def scored(fixture_module, boxes, scores, labels=None):
+    labels = torch.tensor(labels) if labels else torch.ones(len(boxes))
+    return fixture_module.Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), torch.tensor(scores), labels, 0)
+
+
+def judge(fixture_module, theirs, ours):
+    return fixture_module.pair(theirs, ours, fixture_module.Limits(0.001, 1e-4, 0.5, 0.05))
+
+
+FAR = [500.0, 500.0, 600.0, 600.0]
+
+
+def test_pairs_do_not_depend_on_the_order(fixture_module):
+    boxes, scores, labels = [[0, 0, 100, 100], [0, 0, 100, 100], FAR], [0.9, 0.8, 0.7], [1, 2, 1]
+    theirs = scored(fixture_module, boxes, scores, labels)
+    ours = scored(fixture_module, boxes[::-1], scores[::-1], labels[::-1])
+    found = judge(fixture_module, theirs, ours)
+    assert dict(zip(found.theirs, found.ours)) == {0: 2, 1: 1, 2: 0}
+    assert not found.swapped and not found.lost
+
+
+@pytest.mark.parametrize(
+    "box, score, label",
+    [([0, 0, 101, 100], 0.9, 1), ([0, 0, 100, 100], 0.89, 1), ([0, 0, 100, 100], 0.9, 2)],
+    ids=["moved", "other score", "other label"],
+)
+def test_a_box_that_differs_is_lost_on_both_sides(fixture_module, box, score, label):
+    theirs = scored(fixture_module, [[0, 0, 100, 100], FAR], [0.9, 0.3], [1, 1])
+    ours = scored(fixture_module, [box, FAR], [score, 0.3], [label, 1])
+    found = judge(fixture_module, theirs, ours)
+    assert len(found.lost) == 2 and not found.swapped
+
+
+def test_boxes_at_a_threshold_are_excused_with_a_reason(fixture_module):
+    box = [0, 0, 100, 100]
+    far = scored(fixture_module, [FAR], [0.3])
+    for boxes, scores, reason in (
+        ([FAR, box], [0.3, 0.05005], "score threshold"),
+        ([FAR, box], [0.3, 0.30004], "end of the list"),
+        ([FAR, [500, 500, 600, 700.0]], [0.3, 0.9], "overlap of suppression"),
+    ):
+        found = judge(fixture_module, scored(fixture_module, boxes, scores), far)
+        assert not found.lost and len(found.swapped) == 1 and reason in found.swapped[0]
+
+
+def test_rivals_and_what_they_suppress_may_change_places(fixture_module):
+    """Two boxes of equal score: one implementation keeps the tall one, which suppresses a third; the other keeps the low one."""
+    tall, low, third = [0, 0, 100, 100], [0, 0, 100, 60], [0, 0, 100, 170]
+    theirs = scored(fixture_module, [tall, FAR], [0.8, 0.2])
+    ours = scored(fixture_module, [low, third, FAR], [0.8, 0.4, 0.2])
+    found = judge(fixture_module, theirs, ours)
+    assert not found.lost
+    assert sorted(text.rsplit(": ")[1] for text in found.swapped) == [
+        "free of a box that was exchanged",
+        *["scores as much as a rival that it overlaps"] * 2,
+    ]
+    # Without the exchange the third box has no excuse.
+    assert len(judge(fixture_module, theirs, scored(fixture_module, [tall, third, FAR], [0.8, 0.4, 0.2])).lost) == 1

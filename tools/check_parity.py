@@ -1,0 +1,355 @@
+#!/usr/bin/env python
+"""Compare this library with recorded outputs of a reference implementation, stage by stage.
+
+    python tools/check_parity.py FIXTURE_DIR... [--opts KEY VALUE ...]
+
+A fixture is a folder ``<root>/<project>/<model>`` with ``spec.json``, ``stored.npz`` and ``expected.npz``; the photograph it names
+lies below ``<root>``. Its weights follow from a formula; they are written to a temporary file in the project's own names and read
+by the ordinary converter. Every stage gives one row: the largest difference, its tolerance, and ok or FAIL. The first FAIL is where to
+look. Exit code 1 when there is any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# A checkout works without being installed.
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+
+from parity_fixture import MIN_IOU, Boxes, Fixture, Limits, Pairing, pair  # noqa: E402
+
+from maskrcnn_bench.config import load_config  # noqa: E402
+from maskrcnn_bench.config.dialect import get_dialect  # noqa: E402
+from maskrcnn_bench.data.build import make_transforms  # noqa: E402
+from maskrcnn_bench.modeling.detector import build_detection_model  # noqa: E402
+from maskrcnn_bench.modeling.poolers import RoIs  # noqa: E402
+from maskrcnn_bench.structures.bounding_box import BoxList, BoxListBatch  # noqa: E402
+from maskrcnn_bench.structures.image_list import to_image_list  # noqa: E402
+from maskrcnn_bench.structures.mask_paste import paste_rle  # noqa: E402
+from maskrcnn_bench.structures.segmentation_mask import SegmentationMask  # noqa: E402
+from maskrcnn_bench.weights import load_into, recognise  # noqa: E402
+
+FEATURES = 1e-4  # features, logits, scores: absolute, in units of the array's standard deviation where that is above 1
+LOSSES = 1e-5  # relative
+GRADIENTS = 1e-4  # relative
+MAX_SWAPPED = 0.05  # of the boxes, may be exchanged at a threshold
+PIXELS = 1e-3  # of an image, that may differ in a pasted mask
+
+
+@dataclass
+class Row:
+    stage: str
+    difference: float
+    tolerance: float
+    note: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.difference <= self.tolerance  # NaN is not
+
+    def __str__(self) -> str:
+        return f"  {self.stage:22} {self.difference:10.2e} {self.tolerance:10.2e}  {'ok' if self.ok else 'FAIL'}  {self.note}".rstrip()
+
+
+class Check:
+    """One fixture, our model with its weights, and the rows found so far."""
+
+    def __init__(self, fixture: Fixture, opts: list[str]):
+        self.fixture = fixture
+        self.cfg = load_config(fixture.config_file(), [*fixture.options(), *opts])
+        self.dialect = get_dialect(self.cfg.MODEL.DIALECT)
+        self.model = build_detection_model(self.cfg).eval()
+        self.rows: list[Row] = []
+        self.notes: list[str] = []
+
+    def run(self) -> list[Row]:
+        """All stages in the order of the network."""
+        self.load()
+        self.prepare_input()
+        with torch.no_grad():
+            self.check_features()
+            self.check_box_head()
+            self.check_proposals()
+            self.check_detections()
+            self.check_batch()
+        self.check_training()
+        return self.rows
+
+    def add(self, stage: str, difference: float, tolerance: float, note: str = "") -> None:
+        self.rows.append(Row(stage, float(difference), tolerance, note))
+
+    def tolerance(self, key: str, stated: float = FEATURES) -> float:
+        return max(stated, 10 * self.fixture.noise(key))
+
+    def compare(self, stage: str, key: str, ours: Tensor, stated: float = FEATURES) -> None:
+        """A row for an array that is recorded whole."""
+        theirs = self.fixture[key]
+        if theirs.shape != ours.shape:
+            self.add(stage, torch.inf, 0, f"shape {list(ours.shape)}, recorded {list(theirs.shape)}")
+            return
+        self.add(stage, (theirs - ours).abs().max(), self.tolerance(key, stated))
+
+    def compare_sampled(self, stage: str, key: str, ours: Tensor) -> None:
+        """A row for an array of which some values and the statistics are recorded."""
+        shape = self.fixture[f"{key}.shape"].tolist()
+        if shape != list(ours.shape):
+            self.add(stage, torch.inf, 0, f"shape {list(ours.shape)}, recorded {shape}")
+            return
+        mean, std, largest = self.fixture[f"{key}.stat"].tolist()
+        values = ours.flatten()[self.fixture[f"{key}.pos"].long()]
+        whole = ours.double()
+        differences = [
+            (values - self.fixture[f"{key}.val"]).abs().max().item(),
+            abs(whole.mean().item() - mean),
+            abs(whole.std(unbiased=False).item() - std),
+            abs(whole.abs().max().item() - largest),
+        ]
+        self.add(stage, max(differences) / max(1.0, std), self.tolerance(f"{key}.val"))
+
+    def load(self) -> None:
+        """The fixture's weights, through a file and the ordinary converter."""
+        state = self.fixture.state_dict()
+        self.naming = recognise(state)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "weights.pth"
+            torch.save({"model": state}, path)
+            report = load_into(self.model, path, strict=True)
+        missing = report.total - len(report.loaded)
+        self.add("weights", missing, 0, f"loaded {len(report.loaded)}/{report.total}, {len(report.renamed)} renamed")
+
+    def prepare_input(self) -> None:
+        """The photograph through our transforms and the model's normalisation."""
+        self.image, _ = make_transforms(self.cfg, is_train=False)(self.fixture.image())
+        self.images = to_image_list([self.image], self.model.size_divisible)
+        padded = self.model.normalizer(self.images)
+        height, width = self.images.image_sizes[0]
+        self.compare("input", "input", padded[0, :, :height, :width], stated=1e-6)
+        self.add("input.padded_hw", _most(self.fixture["input.padded_hw"], padded.shape[-2:]), 0)
+        padding = max(_most(padded[..., height:, :]), _most(padded[..., width:]))
+        self.add("input.padding", padding, 0)
+
+    def check_features(self) -> None:
+        """Backbone, RPN head, anchors."""
+        self.features = self.model.backbone(self.model.normalizer(self.images))
+        names = self.fixture.names("feat")
+        objectness, regression = self.model.rpn.head(self.features)
+        self.add("levels", abs(len(names) - len(self.features)) + abs(len(self.fixture.names("rpn.cls")) - len(objectness)), 0)
+        for name, feature in zip(names, self.features):
+            self.compare_sampled(f"feat.{name}", f"feat.{name}", feature)
+        for kind, levels in (("cls", objectness), ("reg", regression)):
+            for level, values in enumerate(levels):
+                self.compare_sampled(f"rpn.{kind}.{level}", f"rpn.{kind}.{level}", values)
+        for level, anchors in enumerate(self.model.rpn.anchor_generator(self.features)):
+            self.check_anchors(level, anchors)
+
+    def check_anchors(self, level: int, anchors: Tensor) -> None:
+        key = f"anchor.{level}"
+        self.add(f"{key}.count", abs(int(self.fixture[f"{key}.count"]) - len(anchors)), 0)
+        self.compare(key, f"{key}.val", anchors[self.fixture[f"{key}.pos"].long()])
+        if f"{key}.visible" in self.fixture:
+            visible = self.model.rpn.anchor_generator.visible(anchors, self.images.sizes).sum()
+            self.add(f"{key}.visible", abs(int(self.fixture[f"{key}.visible"]) - int(visible)), 0)
+
+    def boxlist(self, boxes: Tensor, labels: Tensor | None = None) -> BoxList:
+        """Boxes in pixels of the prepared image."""
+        height, width = self.images.image_sizes[0]
+        out = BoxList(boxes, (width, height), "xyxy", self.dialect.pixel)
+        if labels is not None:
+            out.add_field("labels", labels)
+        return out
+
+    def check_box_head(self) -> None:
+        """The box head on recorded boxes, free of what the RPN proposes."""
+        boxes = self.fixture["fixed.boxes"]
+        rois = RoIs.flatten(BoxListBatch.pad([self.boxlist(boxes)], len(boxes), bucket=False), static=False)
+        box = self.model.roi_heads.box
+        logits, deltas = box.predictor(box.feature_extractor(self.features, rois))
+        if self.fixture.project.background_last:
+            logits, deltas = logits.roll(-1, 1), deltas[:, 4:]
+        self.compare("fixed.logits", "fixed.logits", logits)
+        self.compare("fixed.deltas", "fixed.deltas", deltas)
+
+    def check_proposals(self) -> None:
+        proposals = self.model.rpn(self.images, self.features)[0][0]
+        self.add("prop.count", abs(int(self.fixture["prop.count"]) - len(proposals)), 0)
+        boxes, scores = self.fixture["prop.boxes"], self.fixture["prop.scores"]
+        theirs = Boxes(boxes, scores, torch.zeros(len(boxes)), self.dialect.pixel)
+        ours = Boxes(proposals.bbox, proposals.get_field("objectness"), torch.zeros(len(proposals)), self.dialect.pixel)
+        self.check_pairs("prop", theirs, ours, self.cfg.MODEL.RPN.NMS_THRESH, -torch.inf, partial=True)
+
+    def check_pairs(self, key: str, theirs: Boxes, ours: Boxes, nms: float, score_thresh: float, partial: bool = False) -> Pairing:
+        """Rows for a set of scored boxes, paired one to one."""
+        score_tolerance = self.tolerance(f"{key}.scores")
+        box_noise = self.fixture.noise(f"{key}.boxes")
+        found = pair(theirs, ours, Limits(box_noise, score_tolerance, nms, score_thresh), partial)
+        self.notes += [f"{key} swapped, {text}" for text in found.swapped] + [f"{key} UNMATCHED, {text}" for text in found.lost]
+        self.add(f"{key}.unmatched", len(found.lost), 0, f"{len(found.theirs)} of {len(theirs.boxes)} paired")
+        self.add(f"{key}.swapped", len(found.swapped), MAX_SWAPPED * len(theirs.boxes))
+        a, b = theirs.boxes[found.theirs], ours.boxes[found.ours]
+        iou = theirs.iou(ours)[found.theirs, found.ours]
+        # Small boxes lose more overlap to the same noise.
+        within = (a - b).abs().amax(-1) <= 10 * box_noise
+        self.add(f"{key}.boxes", _most(1 - iou[~within]), 1 - MIN_IOU, f"1 - IoU; {_most(a, b):.1e} pixels")
+        self.add(f"{key}.scores", _most(theirs.scores[found.theirs], ours.scores[found.ours]), score_tolerance)
+        return found
+
+    def detections(self, key: str) -> Boxes:
+        """Recorded detections with our labels."""
+        labels = self.fixture[f"{key}.labels"] + 1 - self.fixture.project.first_label
+        return Boxes(self.fixture[f"{key}.boxes"], self.fixture[f"{key}.scores"], labels, self.dialect.pixel)
+
+    def check_boxlist(self, key: str, boxlist: BoxList) -> Pairing:
+        ours = Boxes(boxlist.bbox, boxlist.get_field("scores"), boxlist.get_field("labels"), self.dialect.pixel)
+        heads = self.cfg.MODEL.ROI_HEADS
+        return self.check_pairs(key, self.detections(key), ours, heads.NMS, heads.SCORE_THRESH)
+
+    def check_detections(self) -> None:
+        """Detections in the network's image and in the photograph, and their masks."""
+        found = self.model(self.images)[0]
+        pairs = self.check_boxlist("det", found)
+        width, height = self.fixture.image().size
+        original = found.resize((width, height))
+        if self.dialect.clip_rescaled:
+            original = original.clip_to_image(remove_empty=False)
+        theirs = self.fixture["det.boxes_original"]
+        difference = _most(theirs[pairs.theirs], original.bbox[pairs.ours])
+        # Pixels, so the tolerance is that of the boxes which were paired above, enlarged with the image.
+        scale = max(width / found.size[0], height / found.size[1])
+        limit = scale * _most(self.fixture["det.boxes"][pairs.theirs], found.bbox[pairs.ours]) + FEATURES
+        self.add("det.boxes_original", difference, limit, "pixels")
+        if "mask.prob" in self.fixture:
+            self.check_masks(original, dict(zip(pairs.theirs, pairs.ours)))
+
+    def check_masks(self, ours: BoxList, pairs: dict[int, int]) -> None:
+        """Mask probabilities, pasting of the recorded ones, and both together."""
+        theirs = self.fixture["mask.prob"]
+        shared = [i for i in range(len(theirs)) if i in pairs]
+        mine = ours.get_field("mask")[[pairs[i] for i in shared], 0]
+        self.add("mask.prob", _most(theirs[shared], mine), self.tolerance("mask.prob"), f"{len(shared)} of {len(theirs)} masks")
+        texts = self.fixture.arrays["mask.rle"].tolist()
+        boxes = self.fixture["det.boxes_original"][: len(texts)]
+        rule = self.dialect.mask_paste
+        pasted = paste_rle(theirs[: len(texts)], boxes, ours.size, 0.5, rule)
+        strings = sum(rle["counts"] != text for rle, text in zip(pasted, texts))
+        self.add("mask.rle", strings, 0, "strings that differ, pasted from mask.prob")
+        shared = [i for i in shared if i < len(texts)]
+        chosen = [pairs[i] for i in shared]
+        pasted = paste_rle(ours.get_field("mask")[chosen, 0], ours.bbox[chosen], ours.size, 0.5, rule)
+        differ = [_pixels_that_differ(rle["counts"], texts[i], rle["size"]) for rle, i in zip(pasted, shared)]
+        self.add("mask.pixels", max(differ, default=0.0), PIXELS, "share of the image, end to end")
+
+    def check_batch(self) -> None:
+        """Two images of different sizes at once."""
+        if "batch.crop" not in self.fixture:
+            return
+        y, x, height, width = self.fixture["batch.crop"].tolist()
+        images = to_image_list([self.image, self.image[:, y : y + height, x : x + width]], self.model.size_divisible)
+        self.add("batch.padded_hw", _most(self.fixture["batch.padded_hw"], images.tensors.shape[-2:]), 0)
+        for index, boxlist in enumerate(self.model(images)):
+            self.check_boxlist(f"batch.det{index}", boxlist)
+
+    def targets(self) -> BoxListBatch:
+        """The recorded ground truth."""
+        target = self.boxlist(self.fixture["gt.boxes"], self.fixture["gt.labels"] + 1)
+        if self.cfg.MODEL.MASK_ON:
+            target.add_field("masks", SegmentationMask(self.fixture.polygons(), target.size, mode="poly"))
+        return BoxListBatch.pad([target])
+
+    def check_training(self) -> None:
+        """Losses and gradients of one image, and what follows from recorded proposals alone."""
+        model, targets = self.model.train(), self.targets()
+        losses = model(self.images, targets)
+        self.check_losses("loss", losses)
+        sum(losses.values()).backward()
+        self.check_gradients()
+        with torch.no_grad():
+            self.check_fixed_losses(targets)
+            if "mask_target.value" in self.fixture:
+                self.check_mask_targets(targets)
+
+    def check_losses(self, key: str, losses: dict[str, Tensor]) -> None:
+        noise = 10 * self.fixture.noise(f"{key}.values")
+        for name, theirs in zip(self.fixture.arrays[f"{key}.names"].tolist(), self.fixture[f"{key}.values"].tolist()):
+            ours = losses[self.fixture.project.losses.get(name, name)].item()
+            stage = f"{key}.{name.removeprefix('loss_')}"
+            self.add(stage, abs(ours - theirs), max(LOSSES * abs(theirs), noise), f"of {theirs:.4g}, {abs(ours / theirs - 1):.1e} of it")
+
+    def check_gradients(self) -> None:
+        gradients = {name: p.grad.double().norm().item() for name, p in self.model.named_parameters() if p.grad is not None}
+        noise = 10 * self.fixture.noise("grad.norms")
+        worst = Row("grad.norms", -1.0, 0.0)
+        for name, theirs in zip(self.fixture.arrays["grad.names"].tolist(), self.fixture["grad.norms"].tolist()):
+            ours = self.naming.our_name(name)
+            difference = abs(gradients.get(ours, torch.inf) - theirs)
+            row = Row("grad.norms", difference, max(GRADIENTS * theirs, noise), f"of {theirs:.4g}, {ours}")
+            if row.difference / row.tolerance > worst.difference / max(worst.tolerance, 1e-30):
+                worst = row
+        self.rows.append(worst)
+        total, theirs = np.linalg.norm(list(gradients.values())), float(self.fixture["grad.total"])
+        self.add("grad.total", abs(total - theirs), max(GRADIENTS * theirs, 10 * self.fixture.noise("grad.total")), f"of {theirs:.4g}")
+
+    def check_fixed_losses(self, targets: BoxListBatch) -> None:
+        """Losses of the heads when the recorded boxes are the proposals."""
+        boxes = self.fixture["train.proposals"]
+        if self.fixture.project.appends_objects:
+            boxes = torch.cat([boxes, self.fixture["gt.boxes"]])
+        proposals = BoxListBatch.pad([self.boxlist(boxes)])
+        keys = torch.zeros(1, dtype=torch.int64)  # every box is drawn, so no choice depends on it
+        self.check_losses("loss_fixed", self.model.roi_heads(self.features, proposals, targets, keys)[2])
+
+    def check_mask_targets(self, targets: BoxListBatch) -> None:
+        boxes = self.fixture["mask_target.boxes"]
+        rois = RoIs.flatten(BoxListBatch.pad([self.boxlist(boxes)], len(boxes), bucket=False), static=False)
+        ours = self.model.roi_heads.mask.loss.targets(rois, self.fixture["mask_target.object"], targets)
+        theirs = self.fixture["mask_target.value"]
+        self.add("mask_target", (ours != theirs).sum(), 0, f"pixels of {theirs.numel()}")
+
+
+def _most(a: Tensor | tuple, b: Tensor | tuple = (0.0,)) -> float:
+    """The largest absolute difference; 0 of nothing."""
+    difference = (torch.as_tensor(a) - torch.as_tensor(b)).abs()
+    return difference.max().item() if difference.numel() else 0.0
+
+
+def _pixels_that_differ(first: str, second: str, size: list[int]) -> float:
+    """The share of the image on which two run-length masks differ."""
+    from pycocotools import mask as coco_mask
+
+    a, b = (coco_mask.decode({"size": size, "counts": text}) for text in (first, second))
+    return float((a != b).mean())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Check every folder; 1 when a row fails."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("fixtures", nargs="+", metavar="FIXTURE_DIR")
+    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="configuration overrides, e.g. MODEL.STATIC_SHAPES True")
+    args = parser.parse_args(argv)
+    try:
+        fixtures = [Fixture(folder) for folder in args.fixtures]
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    failed = 0
+    for fixture in fixtures:
+        check = Check(fixture, args.opts)
+        print(f"{fixture.folder}  ({fixture.spec['peer']} {fixture.spec['config']})")
+        print(f"  {'stage':22} {'difference':>10} {'tolerance':>10}")
+        for row in check.run():
+            print(row)
+        print("".join(f"    {note}\n" for note in check.notes), end="")
+        failures = [row.stage for row in check.rows if not row.ok]
+        print(f"  {len(check.rows)} stages, {len(failures)} outside the tolerance{': ' + ', '.join(failures) if failures else ''}")
+        failed += bool(failures)
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
