@@ -25,7 +25,7 @@ $(INSTALLED): constraints.txt setup.py pyproject.toml
 	@touch $@
 
 demo: venv
-	$(BIN)/python tools/demo_toy.py --output output/demo
+	$(BIN)/maskrcnn-bench demo --output output/demo
 
 test: venv
 	@$(BIN)/python -m pytest -q && echo "make test: everything passed." || { echo "make test: failed, see above."; exit 1; }

@@ -13,6 +13,5 @@ TORCH_LIBRARY(maskrcnn_bench, m) {
   m.def(
       "polygon_targets(Tensor vertices, Tensor ring_offsets, Tensor object_offsets, Tensor frames, "
       "Tensor object_inds, int resolution) -> Tensor");
-  m.def(
-      "bitmap_targets(Tensor bitmaps, Tensor geometry, Tensor boxes, Tensor object_inds, int resolution) -> Tensor");
+  m.def("bitmap_targets(Tensor bitmaps, Tensor geometry, Tensor boxes, Tensor object_inds, int resolution) -> Tensor");
 }

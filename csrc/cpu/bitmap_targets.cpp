@@ -1,7 +1,5 @@
 // Mask targets from bitmaps: the average of bilinear samples in each bin of a box, about one sample a pixel. Sums run
 // in the order of torchvision.ops.roi_align, so that a threshold on the result decides alike.
-#include "kernel.h"
-
 #include <ATen/Parallel.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
@@ -11,10 +9,12 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernel.h"
+
 namespace maskrcnn_bench {
 namespace {
 
-constexpr int64_t kMostSamples = 1 << 12; // along an axis of a bin; bounds what a box without sense costs
+constexpr int64_t kMostSamples = 1 << 12;  // along an axis of a bin; bounds what a box without sense costs
 
 // One sample along an axis: two neighbours in the crop (-1: outside, zero) and the share of the second.
 struct Sample {
@@ -61,7 +61,7 @@ struct Crop {
   float blend(const Sample& y, const Sample& x) const {
     const float hy = 1.f - y.fraction, hx = 1.f - x.fraction;
     return hy * hx * at(y.low, x.low) + hy * x.fraction * at(y.low, x.high) + y.fraction * hx * at(y.high, x.low) +
-        y.fraction * x.fraction * at(y.high, x.high);
+           y.fraction * x.fraction * at(y.high, x.high);
   }
 
   void average(const float* box, int64_t resolution, float* out) const {
@@ -96,16 +96,14 @@ void check_geometry(const at::Tensor& geometry, int64_t num_pixels) {
   const auto* row = geometry.const_data_ptr<int64_t>();
   for (int64_t g = 0; g < geometry.size(0); ++g, row += 5) {
     const bool empty = row[3] == 0 || row[4] == 0;
-    TORCH_CHECK_INDEX(
-        empty || (row[3] > 0 && row[4] > 0 && row[0] >= 0 && row[4] <= (num_pixels - row[0]) / row[3]),
-        "maskrcnn_bench::bitmap_targets: geometry[", g, "]: expected (offset, x0, y0, width, height) inside ",
-        num_pixels, " pixels, got offset ", row[0], ", width ", row[3], ", height ", row[4]);
+    TORCH_CHECK_INDEX(empty || (row[3] > 0 && row[4] > 0 && row[0] >= 0 && row[4] <= (num_pixels - row[0]) / row[3]),
+                      "maskrcnn_bench::bitmap_targets: geometry[", g, "]: expected (offset, x0, y0, width, height) inside ", num_pixels,
+                      " pixels, got offset ", row[0], ", width ", row[3], ", height ", row[4]);
   }
 }
 
-at::Tensor bitmap_targets(
-    const at::Tensor& bitmaps, const at::Tensor& geometry, const at::Tensor& boxes, const at::Tensor& object_inds,
-    int64_t resolution) {
+at::Tensor bitmap_targets(const at::Tensor& bitmaps, const at::Tensor& geometry, const at::Tensor& boxes, const at::Tensor& object_inds,
+                          int64_t resolution) {
   const int64_t count = object_inds.size(0);
   check_shape("bitmap_targets", "bitmaps", bitmaps, {bitmaps.numel()});
   check_dtype("bitmap_targets", "bitmaps", bitmaps, at::kByte);
@@ -118,9 +116,8 @@ at::Tensor bitmap_targets(
   check_geometry(geometry_, bitmaps.numel());
   const auto* ind = inds.const_data_ptr<int64_t>();
   for (int64_t r = 0; r < count; ++r) {
-    TORCH_CHECK_INDEX(
-        ind[r] >= -1 && ind[r] < geometry_.size(0), "maskrcnn_bench::bitmap_targets: object_inds[", r,
-        "]: expected -1 (none) to ", geometry_.size(0) - 1, ", got ", ind[r]);
+    TORCH_CHECK_INDEX(ind[r] >= -1 && ind[r] < geometry_.size(0), "maskrcnn_bench::bitmap_targets: object_inds[", r,
+                      "]: expected -1 (none) to ", geometry_.size(0) - 1, ", got ", ind[r]);
   }
   auto out = at::zeros({count, resolution, resolution}, boxes_.options());
   const auto* geometry_row = geometry_.const_data_ptr<int64_t>();
@@ -139,10 +136,8 @@ at::Tensor bitmap_targets(
   return out;
 }
 
-} // namespace
+}  // namespace
 
-TORCH_LIBRARY_IMPL(maskrcnn_bench, CPU, m) {
-  m.impl("bitmap_targets", TORCH_FN(bitmap_targets));
-}
+TORCH_LIBRARY_IMPL(maskrcnn_bench, CPU, m) { m.impl("bitmap_targets", TORCH_FN(bitmap_targets)); }
 
-} // namespace maskrcnn_bench
+}  // namespace maskrcnn_bench

@@ -15,15 +15,13 @@
 namespace maskrcnn_bench {
 
 inline void check_shape(const char* op, const char* name, const at::Tensor& tensor, c10::IntArrayRef expected) {
-  TORCH_CHECK_VALUE(
-      tensor.sizes() == expected, "maskrcnn_bench::", op, ": ", name, ": expected shape ", expected, ", got ",
-      tensor.sizes());
+  TORCH_CHECK_VALUE(tensor.sizes() == expected, "maskrcnn_bench::", op, ": ", name, ": expected shape ", expected, ", got ",
+                    tensor.sizes());
 }
 
 inline void check_dtype(const char* op, const char* name, const at::Tensor& tensor, at::ScalarType expected) {
-  TORCH_CHECK_VALUE(
-      tensor.scalar_type() == expected, "maskrcnn_bench::", op, ": ", name, ": expected ", expected, ", got ",
-      tensor.scalar_type());
+  TORCH_CHECK_VALUE(tensor.scalar_type() == expected, "maskrcnn_bench::", op, ": ", name, ": expected ", expected, ", got ",
+                    tensor.scalar_type());
 }
 
-} // namespace maskrcnn_bench
+}  // namespace maskrcnn_bench

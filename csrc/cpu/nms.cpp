@@ -1,7 +1,5 @@
 // Greedy non-maximum suppression, many independent rows at once. A candidate is compared with the boxes kept so far
 // (not: every kept box with all candidates), so that a row may stop as soon as it has kept enough.
-#include "kernel.h"
-
 #include <ATen/Parallel.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/bit_cast.h>
@@ -13,12 +11,13 @@
 #include <limits>
 #include <vector>
 
+#include "kernel.h"
+
 namespace maskrcnn_bench {
 namespace {
 
-constexpr int64_t kLanes = 64; // boxes compared between two looks at the result
-constexpr int64_t kTile = 512; // candidates that threads compare with the kept boxes at the same time
-constexpr int64_t kWorthThreads = 2048; // kept boxes (a tile's work), or boxes of all rows, that repay waking threads
+constexpr int64_t kLanes = 64;           // boxes compared between two looks at the result
+constexpr int64_t kWorthThreads = 2048;  // valid boxes in all rows that repay waking threads
 
 struct Boxes {
   std::vector<float> x1, y1, x2, y2, area;
@@ -33,19 +32,20 @@ struct Boxes {
     area[i] = from.area[j];
   }
 
-  // A box that meets no other: fills the last group of lanes.
-  void set_nowhere(int64_t i) {
-    x1[i] = y1[i] = std::numeric_limits<float>::max();
-    x2[i] = y2[i] = std::numeric_limits<float>::lowest();
-    area[i] = 0;
+  // Fills a group of lanes with boxes that meet no other.
+  void clear_group(int64_t begin) {
+    for (int64_t i = begin; i < begin + kLanes; ++i) {
+      x1[i] = y1[i] = std::numeric_limits<float>::max();
+      x2[i] = y2[i] = std::numeric_limits<float>::lowest();
+      area[i] = 0;
+    }
   }
 };
 
-// Is the overlap of box `i` of `a` with any of the boxes [begin, end) of `b` above the threshold? Reads whole groups.
-CPU_CLONES bool overlaps_any(
-    const float* __restrict bx1, const float* __restrict by1, const float* __restrict bx2,
-    const float* __restrict by2, const float* __restrict barea, int64_t count, float x1, float y1, float x2, float y2,
-    float area, float pixel, float threshold) {
+// Is the overlap of a box with any of the first `count` boxes of `b` above the threshold? Reads whole groups.
+CPU_CLONES bool overlaps_any(const float* __restrict bx1, const float* __restrict by1, const float* __restrict bx2,
+                             const float* __restrict by2, const float* __restrict barea, int64_t count, float x1, float y1, float x2,
+                             float y2, float area, float pixel, float threshold) {
   for (int64_t group = 0; group < count; group += kLanes) {
     int32_t found = 0;
     for (int64_t j = group; j < group + kLanes; ++j) {
@@ -72,11 +72,9 @@ CPU_CLONES bool overlaps_any(
 struct Rule {
   float threshold, pixel;
 
-  bool drops(const Boxes& kept, int64_t begin, int64_t end, const Boxes& all, int64_t i) const {
-    return overlaps_any(
-        kept.x1.data() + begin, kept.y1.data() + begin, kept.x2.data() + begin, kept.y2.data() + begin,
-        kept.area.data() + begin, end - begin, all.x1[i], all.y1[i], all.x2[i], all.y2[i], all.area[i], pixel,
-        threshold);
+  bool drops(const Boxes& kept, int64_t count, const Boxes& all, int64_t i) const {
+    return overlaps_any(kept.x1.data(), kept.y1.data(), kept.x2.data(), kept.y2.data(), kept.area.data(), count, all.x1[i], all.y1[i],
+                        all.x2[i], all.y2[i], all.area[i], pixel, threshold);
   }
 };
 
@@ -85,7 +83,7 @@ uint32_t descending_bits(float score) {
   if (std::isnan(score)) {
     return 0;
   }
-  const auto bits = c10::bit_cast<uint32_t>(score + 0.0f); // -0 and +0 tie
+  const auto bits = c10::bit_cast<uint32_t>(score + 0.0f);  // -0 and +0 tie
   const uint32_t ascending = (bits & 0x80000000u) ? ~bits : bits | 0x80000000u;
   return ~ascending;
 }
@@ -118,50 +116,31 @@ Boxes gather(const float* boxes, const std::vector<uint32_t>& order, float pixel
   return sorted;
 }
 
-void nms_row(
-    const float* boxes, const float* scores, const bool* valid, int64_t size, Rule rule, int64_t limit, bool* keep) {
+void nms_row(const float* boxes, const float* scores, const bool* valid, int64_t size, Rule rule, int64_t limit, bool* keep) {
   const auto order = visiting_order(scores, valid, size);
-  const auto count = int64_t(order.size());
   const Boxes sorted = gather(boxes, order, rule.pixel);
-  Boxes kept(count + 2 * kLanes);
-  std::vector<uint8_t> dropped(count, 0);
+  Boxes kept(int64_t(order.size()) + kLanes);
   int64_t num_kept = 0;
-  for (int64_t j = 0; j < kLanes; ++j) {
-    kept.set_nowhere(j);
-  }
-  for (int64_t tile = 0; tile < count && num_kept < limit; tile += kTile) {
-    const int64_t end = std::min(count, tile + kTile);
-    const int64_t before = num_kept;
-    at::parallel_for(tile, end, before < kWorthThreads ? kTile : kTile / 8, [&](int64_t from, int64_t to) {
-      for (int64_t i = from; i < to; ++i) {
-        dropped[i] = before > 0 && rule.drops(kept, 0, before, sorted, i);
-      }
-    });
-    for (int64_t i = tile; i < end && num_kept < limit; ++i) {
-      const int64_t aligned = before / kLanes * kLanes; // whole groups only: some older boxes are compared twice
-      if (dropped[i] || rule.drops(kept, aligned, num_kept, sorted, i)) {
-        continue;
-      }
-      kept.set(num_kept++, sorted, i);
-      keep[order[i]] = true;
-      if (num_kept % kLanes == 0) {
-        for (int64_t j = num_kept; j < num_kept + kLanes; ++j) {
-          kept.set_nowhere(j);
-        }
-      }
+  for (int64_t i = 0; i < int64_t(order.size()) && num_kept < limit; ++i) {
+    if (rule.drops(kept, num_kept, sorted, i)) {
+      continue;
     }
+    if (num_kept % kLanes == 0) {
+      kept.clear_group(num_kept);
+    }
+    kept.set(num_kept++, sorted, i);
+    keep[order[i]] = true;
   }
 }
 
-// The largest float that a float above `threshold` (a double) is above, so that comparing floats decides alike.
+// The largest float that is not above `threshold` (a double): comparing floats with it decides as with the double.
 float floor_to_float(double threshold) {
   const auto nearest = float(threshold);
   return double(nearest) > threshold ? std::nextafter(nearest, -std::numeric_limits<float>::infinity()) : nearest;
 }
 
-at::Tensor nms(
-    const at::Tensor& boxes, const at::Tensor& scores, const at::Tensor& valid, double threshold, double pixel,
-    int64_t max_keep) {
+at::Tensor nms(const at::Tensor& boxes, const at::Tensor& scores, const at::Tensor& valid, double threshold, double pixel,
+               int64_t max_keep) {
   TORCH_CHECK_VALUE(scores.dim() == 2, "maskrcnn_bench::nms: scores: expected [B, R], got ", scores.sizes());
   const int64_t rows = scores.size(0);
   const int64_t size = scores.size(1);
@@ -189,10 +168,8 @@ at::Tensor nms(
   return keep;
 }
 
-} // namespace
+}  // namespace
 
-TORCH_LIBRARY_IMPL(maskrcnn_bench, CPU, m) {
-  m.impl("nms", TORCH_FN(nms));
-}
+TORCH_LIBRARY_IMPL(maskrcnn_bench, CPU, m) { m.impl("nms", TORCH_FN(nms)); }
 
-} // namespace maskrcnn_bench
+}  // namespace maskrcnn_bench

@@ -3,8 +3,6 @@
 // height; the notes, in column-major order, toggle between outside and inside. Here only the points next to a centre
 // line are computed, so a polygon far outside the frame costs no more than one inside; every point has the same
 // rounding as in the walk (build without contraction of multiply and add).
-#include "kernel.h"
-
 #include <ATen/Parallel.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
@@ -15,11 +13,13 @@
 #include <cstdlib>
 #include <vector>
 
+#include "kernel.h"
+
 namespace maskrcnn_bench {
 namespace {
 
-constexpr int64_t kFine = 5; // fine units a pixel
-constexpr int64_t kCentre = 2; // a crossing lies between fine column 5 k + 2 and the next one
+constexpr int64_t kFine = 5;    // fine units a pixel
+constexpr int64_t kCentre = 2;  // a crossing lies between fine column 5 k + 2 and the next one
 
 struct Point {
   int64_t x, y;
@@ -66,9 +66,7 @@ class Grid {
  private:
   // Columns whose crossing lies between two fine abscissae.
   int64_t first_column(int64_t low) const { return std::max<int64_t>(0, ceil_divide(low - kCentre, kFine)); }
-  int64_t end_column(int64_t high) const {
-    return std::min(size_, high < kCentre + 1 ? 0 : (high - kCentre - 1) / kFine + 1);
-  }
+  int64_t end_column(int64_t high) const { return std::min(size_, high < kCentre + 1 ? 0 : (high - kCentre - 1) / kFine + 1); }
 
   void toggle(int64_t column, int64_t fine_y) {
     toggles_[column * size_ + std::clamp<int64_t>(ceil_divide(fine_y - kCentre, kFine), 0, size_)] ^= 1;
@@ -108,7 +106,7 @@ class Grid {
   }
 
   int64_t size_;
-  std::vector<uint8_t> toggles_; // at a column-major position; the last one is the end of the grid
+  std::vector<uint8_t> toggles_;  // at a column-major position; the last one is the end of the grid
 };
 
 template <typename T>
@@ -144,25 +142,21 @@ struct Packed {
 };
 
 void check_offsets(const char* name, const at::Tensor& offsets, int64_t limit) {
-  TORCH_CHECK_VALUE(
-      offsets.dim() == 1 && offsets.size(0) > 0, "maskrcnn_bench::polygon_targets: ", name,
-      ": expected at least [1], got ", offsets.sizes());
+  TORCH_CHECK_VALUE(offsets.dim() == 1 && offsets.size(0) > 0, "maskrcnn_bench::polygon_targets: ", name, ": expected at least [1], got ",
+                    offsets.sizes());
   const auto* value = offsets.const_data_ptr<int64_t>();
   int64_t previous = 0;
   for (int64_t i = 0; i < offsets.size(0); ++i) {
-    TORCH_CHECK_INDEX(
-        value[i] >= previous && value[i] <= limit, "maskrcnn_bench::polygon_targets: ", name, "[", i,
-        "]: expected ascending offsets from 0 to ", limit, ", got ", value[i], " after ", previous);
+    TORCH_CHECK_INDEX(value[i] >= previous && value[i] <= limit, "maskrcnn_bench::polygon_targets: ", name, "[", i,
+                      "]: expected ascending offsets from 0 to ", limit, ", got ", value[i], " after ", previous);
     previous = value[i];
   }
 }
 
 template <typename T>
-void draw_all(
-    const at::Tensor& vertices, const at::Tensor& rings, const at::Tensor& objects, const at::Tensor& frames,
-    const at::Tensor& inds, int64_t resolution, at::Tensor& out) {
-  const Packed<T> packed{
-      vertices.const_data_ptr<T>(), rings.const_data_ptr<int64_t>(), objects.const_data_ptr<int64_t>()};
+void draw_all(const at::Tensor& vertices, const at::Tensor& rings, const at::Tensor& objects, const at::Tensor& frames,
+              const at::Tensor& inds, int64_t resolution, at::Tensor& out) {
+  const Packed<T> packed{vertices.const_data_ptr<T>(), rings.const_data_ptr<int64_t>(), objects.const_data_ptr<int64_t>()};
   const auto* ind = inds.const_data_ptr<int64_t>();
   const auto* frame = frames.const_data_ptr<T>();
   auto* target = out.mutable_data_ptr<uint8_t>();
@@ -176,9 +170,8 @@ void draw_all(
   });
 }
 
-at::Tensor polygon_targets(
-    const at::Tensor& vertices, const at::Tensor& ring_offsets, const at::Tensor& object_offsets,
-    const at::Tensor& frames, const at::Tensor& object_inds, int64_t resolution) {
+at::Tensor polygon_targets(const at::Tensor& vertices, const at::Tensor& ring_offsets, const at::Tensor& object_offsets,
+                           const at::Tensor& frames, const at::Tensor& object_inds, int64_t resolution) {
   const int64_t count = object_inds.size(0);
   check_shape("polygon_targets", "vertices", vertices, {vertices.size(0), 2});
   check_shape("polygon_targets", "frames", frames, {count, 4});
@@ -193,9 +186,8 @@ at::Tensor polygon_targets(
   check_offsets("object_offsets", objects, rings.size(0) - 1);
   for (int64_t r = 0; r < count; ++r) {
     const auto ind = inds.const_data_ptr<int64_t>()[r];
-    TORCH_CHECK_INDEX(
-        ind >= -1 && ind < objects.size(0) - 1, "maskrcnn_bench::polygon_targets: object_inds[", r,
-        "]: expected -1 (none) to ", objects.size(0) - 2, ", got ", ind);
+    TORCH_CHECK_INDEX(ind >= -1 && ind < objects.size(0) - 1, "maskrcnn_bench::polygon_targets: object_inds[", r,
+                      "]: expected -1 (none) to ", objects.size(0) - 2, ", got ", ind);
   }
   auto out = at::zeros({count, resolution, resolution}, vertices.options().dtype(at::kByte));
   if (type == at::kDouble) {
@@ -206,10 +198,8 @@ at::Tensor polygon_targets(
   return out;
 }
 
-} // namespace
+}  // namespace
 
-TORCH_LIBRARY_IMPL(maskrcnn_bench, CPU, m) {
-  m.impl("polygon_targets", TORCH_FN(polygon_targets));
-}
+TORCH_LIBRARY_IMPL(maskrcnn_bench, CPU, m) { m.impl("polygon_targets", TORCH_FN(polygon_targets)); }
 
-} // namespace maskrcnn_bench
+}  // namespace maskrcnn_bench

@@ -1,146 +1,23 @@
-// RoIAlign over all levels of a pyramid in one call. Bilinear sampling is separable: an output bin reads a few rows
-// times a few columns, and samples that share a pixel are merged before any feature is read. Features are
-// channels-last, so that a pixel is one run of C numbers. Sums have a fixed order, whatever the number of threads.
-#include "kernel.h"
-
+// RoIAlign over all levels of a pyramid in one call. Features are channels-last, so that a pixel is one run of C
+// numbers. Sums have a fixed order, whatever the number of threads and the instruction set.
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <c10/util/BFloat16.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
-#include <numeric>
 #include <vector>
+
+#include "roi_boxes.h"
 
 namespace maskrcnn_bench {
 namespace {
 
-// For every bin along one axis: the pixels it reads and their weights, which sum to the share of samples in the frame.
-template <typename acc_t>
-class AxisTaps {
- public:
-  int begin(int bin) const { return starts_[bin]; }
-  int end(int bin) const { return starts_[bin + 1]; }
-  int64_t pixel(int tap) const { return pixels_[tap]; }
-  acc_t weight(int tap) const { return weights_[tap]; }
-
-  void build(acc_t start, acc_t size, int64_t bins, int64_t sampling_ratio, int64_t extent) {
-    pixels_.clear();
-    weights_.clear();
-    starts_.assign(1, 0);
-    const acc_t bin_size = size / bins;
-    const int64_t samples = sampling_ratio > 0 ? sampling_ratio : adaptive_samples(bin_size);
-    for (int64_t bin = 0; bin < bins; ++bin) {
-      const acc_t origin = start + bin * bin_size;
-      const auto [first, last] = samples_near_frame(origin, bin_size, samples, extent);
-      for (int64_t i = first; i < last; ++i) {
-        add_sample(origin + (i + acc_t(.5)) * bin_size / acc_t(samples), extent, acc_t(1) / acc_t(samples));
-      }
-      starts_.push_back(int(pixels_.size()));
-    }
-  }
-
- private:
-  static int64_t adaptive_samples(acc_t bin_size) {
-    const acc_t most = acc_t(1 << 30); // keeps the conversion defined for boxes without sense
-    return bin_size > 0 ? int64_t(std::min(std::ceil(bin_size), most)) : 0;
-  }
-
-  // A superset of the samples inside the frame, so that the cost of a box is bounded by the frame.
-  static std::pair<int64_t, int64_t> samples_near_frame(acc_t origin, acc_t bin_size, int64_t samples, int64_t extent) {
-    const acc_t step = bin_size / acc_t(samples);
-    if (samples <= 16 || !(step > 0)) {
-      return {0, samples <= 16 ? samples : 0};
-    }
-    const acc_t first = std::clamp((acc_t(-1) - origin) / step - acc_t(2), acc_t(0), acc_t(samples));
-    const acc_t last = std::clamp((acc_t(extent) - origin) / step + acc_t(2), acc_t(0), acc_t(samples));
-    return {int64_t(first), int64_t(last)};
-  }
-
-  void add_sample(acc_t position, int64_t extent, acc_t weight) {
-    if (!(position >= acc_t(-1) && position <= acc_t(extent))) {
-      return;
-    }
-    position = std::max(position, acc_t(0));
-    const auto low = std::min(int64_t(position), extent - 1);
-    const acc_t fraction = low < extent - 1 ? position - acc_t(low) : acc_t(0);
-    add_pixel(low, weight * (1 - fraction));
-    if (low < extent - 1) {
-      add_pixel(low + 1, weight * fraction);
-    }
-  }
-
-  // Samples ascend, so a pixel that was seen before in this bin is the last or the one before it.
-  void add_pixel(int64_t pixel, acc_t weight) {
-    const int begin = starts_.back();
-    for (int tap = int(pixels_.size()) - 1; tap >= begin && pixels_[tap] >= pixel; --tap) {
-      if (pixels_[tap] == pixel) {
-        weights_[tap] += weight;
-        return;
-      }
-    }
-    pixels_.push_back(pixel);
-    weights_.push_back(weight);
-  }
-
-  std::vector<int> starts_;
-  std::vector<int64_t> pixels_;
-  std::vector<acc_t> weights_;
-};
-
-// The arguments shared by both directions, and the place of each box: its level, its image, its taps.
-struct Boxes {
-  at::Tensor boxes, image_inds, levels;
-  std::vector<double> scales;
-  int64_t height, width, sampling_ratio;
-  double shift, min_size;
-
-  int64_t count() const { return boxes.size(0); }
-  int64_t level(int64_t r) const { return levels.const_data_ptr<int64_t>()[r]; }
-  int64_t image(int64_t r) const { return image_inds.const_data_ptr<int64_t>()[r]; }
-
-  template <typename acc_t>
-  void taps(int64_t r, int64_t frame_h, int64_t frame_w, AxisTaps<acc_t>& rows, AxisTaps<acc_t>& columns) const {
-    const acc_t* box = boxes.const_data_ptr<acc_t>() + 4 * r;
-    const auto scale = acc_t(scales[level(r)]);
-    const auto offset = acc_t(shift);
-    const acc_t x1 = box[0] * scale - offset;
-    const acc_t y1 = box[1] * scale - offset;
-    acc_t box_w = (box[2] * scale - offset) - x1;
-    acc_t box_h = (box[3] * scale - offset) - y1;
-    if (min_size > 0) {
-      box_w = std::max(box_w, acc_t(min_size));
-      box_h = std::max(box_h, acc_t(min_size));
-    }
-    rows.build(y1, box_h, height, sampling_ratio, frame_h);
-    columns.build(x1, box_w, width, sampling_ratio, frame_w);
-  }
-
-  // By level and image, then from top to bottom: neighbours share cache lines. Ties keep their order.
-  std::vector<int64_t> visiting_order() const {
-    const auto wide = boxes.to(at::kDouble);
-    const auto* box = wide.const_data_ptr<double>();
-    std::vector<int64_t> order;
-    for (int64_t r = 0; r < count(); ++r) {
-      if (level(r) >= 0) {
-        order.push_back(r);
-      }
-    }
-    const auto key = [&](int64_t r) { return std::make_tuple(level(r), image(r)); };
-    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-      return key(a) != key(b) ? key(a) < key(b) : box[4 * a + 1] < box[4 * b + 1];
-    });
-    return order;
-  }
-};
-
 // sums[c] += w0 * a[c] + ... over `count` pixels; four at a time, so that a partial sum is loaded less often.
 template <typename T, typename acc_t>
-inline __attribute__((always_inline)) void accumulate_pixels(
-    const T* const* pixels, const acc_t* weights, int64_t count, int64_t channels, acc_t* __restrict sums) {
+inline __attribute__((always_inline)) void accumulate_pixels(const T* const* pixels, const acc_t* weights, int64_t count, int64_t channels,
+                                                             acc_t* __restrict sums) {
   int64_t k = 0;
   for (; k + 4 <= count; k += 4) {
     const T* __restrict a = pixels[k];
@@ -161,18 +38,15 @@ inline __attribute__((always_inline)) void accumulate_pixels(
   }
 }
 
-CPU_CLONES void accumulate(
-    const float* const* pixels, const float* weights, int64_t count, int64_t channels, float* sums) {
+CPU_CLONES void accumulate(const float* const* pixels, const float* weights, int64_t count, int64_t channels, float* sums) {
   accumulate_pixels(pixels, weights, count, channels, sums);
 }
 
-CPU_CLONES void accumulate(
-    const double* const* pixels, const double* weights, int64_t count, int64_t channels, double* sums) {
+CPU_CLONES void accumulate(const double* const* pixels, const double* weights, int64_t count, int64_t channels, double* sums) {
   accumulate_pixels(pixels, weights, count, channels, sums);
 }
 
-CPU_CLONES void accumulate(
-    const c10::BFloat16* const* pixels, const float* weights, int64_t count, int64_t channels, float* sums) {
+CPU_CLONES void accumulate(const c10::BFloat16* const* pixels, const float* weights, int64_t count, int64_t channels, float* sums) {
   accumulate_pixels(pixels, weights, count, channels, sums);
 }
 
@@ -182,44 +56,14 @@ CPU_CLONES void add_scaled(float* __restrict target, const float* __restrict sou
   }
 }
 
-CPU_CLONES void add_scaled(
-    double* __restrict target, const double* __restrict source, double weight, int64_t channels) {
+CPU_CLONES void add_scaled(double* __restrict target, const double* __restrict source, double weight, int64_t channels) {
   for (int64_t i = 0; i < channels; ++i) {
     target[i] += weight * source[i];
   }
 }
 
-void check_boxes(const char* op, const Boxes& rois, c10::IntArrayRef frames, int64_t num_images) {
-  const int64_t count = rois.count();
-  const auto num_levels = int64_t(rois.scales.size());
-  check_shape(op, "boxes", rois.boxes, {count, 4});
-  check_shape(op, "image_inds", rois.image_inds, {count});
-  check_shape(op, "levels", rois.levels, {count});
-  TORCH_CHECK_VALUE(
-      int64_t(frames.size()) == 2 * num_levels, "maskrcnn_bench::", op, ": expected one scale a level, got ",
-      num_levels, " scales for ", frames.size() / 2, " levels");
-  TORCH_CHECK_VALUE(
-      rois.height > 0 && rois.width > 0, "maskrcnn_bench::", op, ": expected a positive output size, got ",
-      rois.height, " x ", rois.width);
-  for (int64_t r = 0; r < count; ++r) {
-    TORCH_CHECK_INDEX(
-        rois.level(r) >= -1 && rois.level(r) < num_levels, "maskrcnn_bench::", op, ": levels[", r,
-        "]: expected -1 (padding) to ", num_levels - 1, ", got ", rois.level(r));
-    TORCH_CHECK_INDEX(
-        rois.level(r) < 0 || (rois.image(r) >= 0 && rois.image(r) < num_images), "maskrcnn_bench::", op,
-        ": image_inds[", r, "]: expected 0 to ", num_images - 1, ", got ", rois.image(r));
-    TORCH_CHECK_INDEX(
-        rois.level(r) < 0 || frames[2 * rois.level(r)] * frames[2 * rois.level(r) + 1] > 0, "maskrcnn_bench::", op,
-        ": levels[", r, "]: level ", rois.level(r), " has no pixels");
-  }
-}
-
-Boxes make_boxes(
-    const at::Tensor& boxes, const at::Tensor& image_inds, const at::Tensor& levels, c10::ArrayRef<double> scales,
-    int64_t height, int64_t width, int64_t sampling_ratio, double shift, double min_size, at::ScalarType acc) {
-  TORCH_CHECK_VALUE(boxes.dim() == 2, "maskrcnn_bench::roi_align: boxes: expected [R, 4], got ", boxes.sizes());
-  return {boxes.to(acc).contiguous(), image_inds.to(at::kLong).contiguous(), levels.to(at::kLong).contiguous(),
-          scales.vec(), height, width, sampling_ratio, shift, min_size};
+at::Tensor empty_map(at::IntArrayRef shape, const at::TensorOptions& options) {
+  return at::empty(shape, options, at::MemoryFormat::ChannelsLast);
 }
 
 at::ScalarType accumulation_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
@@ -229,7 +73,7 @@ at::ScalarType accumulation_type(at::ScalarType type) { return type == at::kDoub
 template <typename T, typename acc_t>
 class Forward {
  public:
-  Forward(const Boxes& rois, const std::vector<at::Tensor>& features, at::Tensor& out)
+  Forward(const RoiBoxes& rois, const std::vector<at::Tensor>& features, at::Tensor& out)
       : rois_(rois), features_(features), channels_(out.size(1)), sums_(channels_), out_(out.mutable_data_ptr<T>()) {}
 
   void pool(int64_t r) {
@@ -262,7 +106,7 @@ class Forward {
     }
   }
 
-  const Boxes& rois_;
+  const RoiBoxes& rois_;
   const std::vector<at::Tensor>& features_;
   int64_t channels_;
   AxisTaps<acc_t> rows_, columns_;
@@ -272,7 +116,7 @@ class Forward {
 };
 
 template <typename T, typename acc_t>
-void pool_all(const Boxes& rois, const std::vector<at::Tensor>& features, at::Tensor& out) {
+void pool_all(const RoiBoxes& rois, const std::vector<at::Tensor>& features, at::Tensor& out) {
   const auto order = rois.visiting_order();
   at::parallel_for(0, int64_t(order.size()), 4, [&](int64_t begin, int64_t end) {
     Forward<T, acc_t> forward(rois, features, out);
@@ -282,10 +126,8 @@ void pool_all(const Boxes& rois, const std::vector<at::Tensor>& features, at::Te
   });
 }
 
-at::Tensor roi_align(
-    at::TensorList features, const at::Tensor& boxes, const at::Tensor& image_inds, const at::Tensor& levels,
-    c10::ArrayRef<double> scales, int64_t height, int64_t width, int64_t sampling_ratio, double shift,
-    double min_size) {
+at::Tensor roi_align(at::TensorList features, const at::Tensor& boxes, const at::Tensor& image_inds, const at::Tensor& levels,
+                     c10::ArrayRef<double> scales, int64_t height, int64_t width, int64_t sampling_ratio, double shift, double min_size) {
   TORCH_CHECK_VALUE(!features.empty(), "maskrcnn_bench::roi_align: features: expected at least one level, got none");
   const auto type = features[0].scalar_type();
   // Half has no fast conversion in every instruction set; whole maps are widened once.
@@ -293,19 +135,16 @@ at::Tensor roi_align(
   std::vector<at::Tensor> maps;
   std::vector<int64_t> frames;
   for (const auto& feature : features) {
-    TORCH_CHECK_VALUE(
-        feature.dim() == 4 && feature.size(0) == features[0].size(0) && feature.size(1) == features[0].size(1),
-        "maskrcnn_bench::roi_align: features: expected [N, C, H, W] with equal N and C, got ", features[0].sizes(),
-        " and ", feature.sizes());
+    TORCH_CHECK_VALUE(feature.dim() == 4 && feature.size(0) == features[0].size(0) && feature.size(1) == features[0].size(1),
+                      "maskrcnn_bench::roi_align: features: expected [N, C, H, W] with equal N and C, got ", features[0].sizes(), " and ",
+                      feature.sizes());
     check_dtype("roi_align", "features", feature, type);
     maps.push_back(feature.to(work).contiguous(at::MemoryFormat::ChannelsLast));
     frames.insert(frames.end(), {feature.size(2), feature.size(3)});
   }
-  const auto rois = make_boxes(
-      boxes, image_inds, levels, scales, height, width, sampling_ratio, shift, min_size, accumulation_type(work));
+  const auto rois = make_boxes(boxes, image_inds, levels, scales, height, width, sampling_ratio, shift, min_size, accumulation_type(work));
   check_boxes("roi_align", rois, frames, features[0].size(0));
-  auto out = at::zeros({rois.count(), features[0].size(1), height, width}, features[0].options().dtype(work))
-                 .contiguous(at::MemoryFormat::ChannelsLast);
+  auto out = empty_map({rois.count(), features[0].size(1), height, width}, features[0].options().dtype(work)).zero_();
   if (work == at::kFloat) {
     pool_all<float, float>(rois, maps, out);
   } else if (work == at::kDouble) {
@@ -337,9 +176,8 @@ std::vector<Share> make_shares(int64_t num_images, int64_t channels) {
 }
 
 template <typename acc_t>
-void scatter_share(
-    const Boxes& rois, const std::vector<int64_t>& order, const at::Tensor& grad, std::vector<at::Tensor>& out,
-    Share share) {
+void scatter_share(const RoiBoxes& rois, const std::vector<int64_t>& order, const at::Tensor& grad, std::vector<at::Tensor>& out,
+                   Share share) {
   AxisTaps<acc_t> rows, columns;
   const int64_t channels = grad.size(1);
   for (const int64_t r : order) {
@@ -365,7 +203,7 @@ void scatter_share(
 }
 
 template <typename acc_t>
-void scatter_all(const Boxes& rois, const at::Tensor& grad, std::vector<at::Tensor>& out) {
+void scatter_all(const RoiBoxes& rois, const at::Tensor& grad, std::vector<at::Tensor>& out) {
   const auto order = rois.visiting_order();
   const auto shares = make_shares(out[0].size(0), grad.size(1));
   at::parallel_for(0, int64_t(shares.size()), 1, [&](int64_t begin, int64_t end) {
@@ -375,27 +213,22 @@ void scatter_all(const Boxes& rois, const at::Tensor& grad, std::vector<at::Tens
   });
 }
 
-std::vector<at::Tensor> roi_align_backward(
-    const at::Tensor& grad, const at::Tensor& boxes, const at::Tensor& image_inds, const at::Tensor& levels,
-    c10::ArrayRef<double> scales, at::IntArrayRef feature_shape, int64_t sampling_ratio, double shift,
-    double min_size) {
-  TORCH_CHECK_VALUE(
-      feature_shape.size() >= 4 && feature_shape.size() % 2 == 0,
-      "maskrcnn_bench::roi_align_backward: feature_shape: expected [N, C, H0, W0, H1, W1, ...], got ", feature_shape);
+std::vector<at::Tensor> roi_align_backward(const at::Tensor& grad, const at::Tensor& boxes, const at::Tensor& image_inds,
+                                           const at::Tensor& levels, c10::ArrayRef<double> scales, at::IntArrayRef feature_shape,
+                                           int64_t sampling_ratio, double shift, double min_size) {
+  TORCH_CHECK_VALUE(feature_shape.size() >= 4 && feature_shape.size() % 2 == 0,
+                    "maskrcnn_bench::roi_align_backward: feature_shape: expected [N, C, H0, W0, H1, W1, ...], got ", feature_shape);
   const int64_t num_images = feature_shape[0];
   const int64_t channels = feature_shape[1];
   const auto frames = feature_shape.slice(2);
   check_shape("roi_align_backward", "grad", grad, {boxes.size(0), channels, grad.size(-2), grad.size(-1)});
   const auto acc = accumulation_type(grad.scalar_type());
-  const auto rois = make_boxes(
-      boxes, image_inds, levels, scales, grad.size(2), grad.size(3), sampling_ratio, shift, min_size, acc);
+  const auto rois = make_boxes(boxes, image_inds, levels, scales, grad.size(2), grad.size(3), sampling_ratio, shift, min_size, acc);
   check_boxes("roi_align_backward", rois, frames, num_images);
   const auto grad_ = grad.to(acc).contiguous(at::MemoryFormat::ChannelsLast);
   std::vector<at::Tensor> out;
   for (size_t i = 0; i < frames.size(); i += 2) {
-    out.push_back(at::empty(
-        {num_images, channels, frames[i], frames[i + 1]}, grad.options().dtype(acc), at::MemoryFormat::ChannelsLast));
-    out.back().zero_();
+    out.push_back(empty_map({num_images, channels, frames[i], frames[i + 1]}, grad.options().dtype(acc)).zero_());
   }
   if (acc == at::kDouble) {
     scatter_all<double>(rois, grad_, out);
@@ -408,11 +241,11 @@ std::vector<at::Tensor> roi_align_backward(
   return out;
 }
 
-} // namespace
+}  // namespace
 
 TORCH_LIBRARY_IMPL(maskrcnn_bench, CPU, m) {
   m.impl("roi_align", TORCH_FN(roi_align));
   m.impl("roi_align_backward", TORCH_FN(roi_align_backward));
 }
 
-} // namespace maskrcnn_bench
+}  // namespace maskrcnn_bench

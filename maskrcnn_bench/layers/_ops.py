@@ -7,9 +7,11 @@ csrc/ uses the replacement as well.
 """
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 
 import torch
 
@@ -27,14 +29,18 @@ SCHEMAS = (
     "Tensor object_inds, int resolution) -> Tensor",
     "bitmap_targets(Tensor bitmaps, Tensor geometry, Tensor boxes, Tensor object_inds, int resolution) -> Tensor",
 )
-_library = torch.library.Library(NAMESPACE, "FRAGMENT")
-_replacements: dict[str, str] = {}
+LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+_replacements: dict[str, dict[str, Callable]] = {}
 
 
 def say(line: str) -> None:
     """One line on stderr, from one process a machine."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"maskrcnn_bench: {line}", file=sys.stderr, flush=True)
+        _print(line)
+
+
+def _print(line: str) -> None:
+    print(f"maskrcnn_bench: {line}", file=sys.stderr, flush=True)
 
 
 @cache
@@ -53,7 +59,7 @@ def load() -> str:
         raise ValueError(f"MASKRCNN_BENCH_OPS: expected one of {', '.join(CHOICES)} or nothing, got {forced!r}")
     if forced == "csrc" or (not forced and sys.platform.startswith("linux")):
         try:
-            torch.ops.load_library(str(_prebuilt() or _build.cached_library(say)))
+            torch.ops.load_library(str(_prebuilt() or _build.cached_library(_print)))
             return "csrc"
         except (_build.BuildError, OSError) as error:
             if forced:
@@ -64,15 +70,23 @@ def load() -> str:
     return _define_schemas(forced, reason)
 
 
-def _prebuilt():
+def _prebuilt() -> Path | None:
     """The library of `BUILD_OPS=1 pip install`, if it was built from these sources for this torch."""
-    key = _build.base_key(_build.find_sources())
-    return next(_build.HERE.parents[1].glob(f"_C_{key}*.so"), None)
+    return next(_build.HERE.parent.glob(f"_C_{_build.base_key(_build.find_sources())}.so"), None)
+
+
+def build_ahead(folder: Path) -> Path:
+    """Puts the compiled library into a package that is being built; `folder` is its layers/.
+
+    Raises:
+        BuildError: csrc/ can't be compiled here.
+    """
+    return Path(shutil.copy2(_build.cached_library(_print), folder / f"_C_{_build.base_key(_build.find_sources())}.so"))
 
 
 def _define_schemas(forced: str, reason: str) -> str:
     for schema in SCHEMAS:
-        _library.define(schema)
+        LIBRARY.define(schema)
     way = forced or ("torchvision" if _has_torchvision() else "torch")
     if not forced:
         say(f"running on {way}'s operators, slower than the compiled kernels: {reason}")
@@ -90,8 +104,17 @@ def _has_torchvision() -> bool:
 
 def implementation(op_name: str) -> str:
     """What runs an operator on the CPU: "csrc", "torchvision", "torch", or "pycocotools" (polygon_targets only)."""
+    return "csrc" if load() == "csrc" else _replacement(op_name)
+
+
+@cache
+def _replacement(op_name: str) -> str:
+    """What stands in for a kernel that is missing: with csrc, that of another device than the CPU."""
     way = load()
-    return way if way == "csrc" else _replacements[op_name]
+    if way == "csrc":
+        way = "torchvision" if _has_torchvision() else "torch"
+    choices = _replacements[op_name]
+    return way if way in choices else list(choices)[-1]
 
 
 def register(op_name: str, fake: Callable, float32: bool, **replacements: Callable) -> None:
@@ -104,16 +127,20 @@ def register(op_name: str, fake: Callable, float32: bool, **replacements: Callab
         replacements: same arguments as the operator, by what they use (`torchvision`, `torch`, ...). The way in use
             decides; the last one is taken when none has its name.
     """
-    way = load()
-    if way == "csrc":  # CUDA and other devices for which csrc/ holds no kernel
-        way = "torchvision" if _has_torchvision() else "torch"
-    used = way if way in replacements else list(replacements)[-1]
-    _replacements[op_name] = used
-    _library.impl(op_name, replacements[used], "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{NAMESPACE}::{op_name}", fake, lib=_library)
+    load()
+    _replacements[op_name] = replacements
+    name = f"{NAMESPACE}::{op_name}"
+    LIBRARY.impl(op_name, partial(_stand_in, op_name), "CompositeExplicitAutograd")
+    torch.library.register_fake(name, fake, lib=LIBRARY)
     if float32:
         for device in ("cpu", "cuda"):
-            torch.library.register_autocast(f"{NAMESPACE}::{op_name}", device, torch.float32, lib=_library)
+            torch.library.register_autocast(name, device, torch.float32, lib=LIBRARY)
+
+
+def _stand_in(op_name: str, *args):
+    # A kernel doesn't know autocast; without this the products in a replacement would run in half precision.
+    with torch.autocast(args[1].device.type, enabled=False):
+        return _replacements[op_name][_replacement(op_name)](*args)
 
 
 def check_shape(op_name: str, name: str, tensor: torch.Tensor, *expected: int | str) -> None:

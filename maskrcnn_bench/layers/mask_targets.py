@@ -39,9 +39,7 @@ def polygon_targets(
     _ops.check_shape("polygon_targets", "object_offsets", object_offsets, "G + 1")
     _ops.check_shape("polygon_targets", "frames", frames, "R", 4)
     _ops.check_shape("polygon_targets", "object_inds", object_inds, frames.shape[0])
-    return torch.ops.maskrcnn_bench.polygon_targets(
-        vertices, ring_offsets, object_offsets, frames, object_inds, resolution
-    )
+    return torch.ops.maskrcnn_bench.polygon_targets(vertices, ring_offsets, object_offsets, frames, object_inds, resolution)
 
 
 def bitmap_targets(bitmaps: Tensor, geometry: Tensor, boxes: Tensor, object_inds: Tensor, resolution: int) -> Tensor:
@@ -100,9 +98,7 @@ def _draw_rings(rings: list[list[float]], resolution: int) -> Tensor:
     return torch.from_numpy(mask.decode(merged))
 
 
-def _bitmap_targets_torch(
-    bitmaps: Tensor, geometry: Tensor, boxes: Tensor, object_inds: Tensor, resolution: int
-) -> Tensor:
+def _bitmap_targets_torch(bitmaps: Tensor, geometry: Tensor, boxes: Tensor, object_inds: Tensor, resolution: int) -> Tensor:
     out = torch.zeros(boxes.shape[0], resolution, resolution)
     pixels = bitmaps.cpu()
     rows = geometry.tolist()

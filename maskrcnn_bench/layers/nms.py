@@ -10,10 +10,10 @@ from torch import Tensor
 
 from . import _ops
 
+_BLOCK = 256  # boxes whose overlaps with all later ones the plain implementation holds at once
 
-def batched_nms_keep(
-    boxes: Tensor, scores: Tensor, valid: Tensor, threshold: float, pixel: float, max_keep: int = -1
-) -> Tensor:
+
+def batched_nms_keep(boxes: Tensor, scores: Tensor, valid: Tensor, threshold: float, pixel: float, max_keep: int = -1) -> Tensor:
     """Suppresses within each row; fixed shapes, no wait for the device.
 
     Args:
@@ -62,42 +62,43 @@ def _float_below(threshold: float) -> float:
     return nearest.item()
 
 
-def _nms_torch(
-    boxes: Tensor, scores: Tensor, valid: Tensor, threshold: float, pixel: float, max_keep: int
-) -> Tensor:
-    keep = torch.zeros_like(valid)
+def _nms_torch(boxes: Tensor, scores: Tensor, valid: Tensor, threshold: float, pixel: float, max_keep: int) -> Tensor:
     order = torch.where(valid, scores.float(), -math.inf).sort(dim=1, descending=True, stable=True).indices
     # Valid boxes may have a score of -inf as well; a second stable sort brings them before the padding.
     order = order.gather(1, valid.gather(1, order).sort(dim=1, descending=True, stable=True).indices)
-    # One row at a time: the matrix of overlaps is what costs memory.
-    for row in range(scores.shape[0]):
-        places = order[row]
-        kept = _greedy(boxes[row, places].float(), valid[row, places], _float_below(threshold), pixel)
-        if max_keep >= 0:
-            kept &= kept.cumsum(0) <= max_keep
-        keep[row, places] = kept
-    return keep
+    sorted_boxes = boxes.float().gather(1, order[:, :, None].expand(-1, -1, 4))
+    kept = _greedy(sorted_boxes, valid.gather(1, order), _float_below(threshold), pixel)
+    if max_keep >= 0:
+        kept &= kept.cumsum(1) <= max_keep
+    return torch.zeros_like(valid).scatter(1, order, kept)
 
 
-def _greedy(boxes: Tensor, alive: Tensor, threshold: float, pixel: float) -> Tensor:
-    """boxes [R, 4] and alive [R] by descending score -> kept [R]; R steps of fixed shape."""
-    kept = alive.clone()
-    sizes = boxes[:, 2:] - boxes[:, :2] + pixel
-    areas = sizes[:, 0] * sizes[:, 1]
-    for i in range(boxes.shape[0]):
-        later = slice(i + 1, None)
-        corners = torch.minimum(boxes[i, 2:], boxes[later, 2:]) - torch.maximum(boxes[i, :2], boxes[later, :2])
-        sides = (corners + pixel).clamp(min=0)
-        intersections = sides[:, 0] * sides[:, 1]
-        unions = areas[i] + areas[later] - intersections
-        ious = torch.where(unions > 0, intersections / unions, 0)
-        kept[later] &= ~((ious > threshold) & kept[i])
+def _greedy(boxes: Tensor, valid: Tensor, threshold: float, pixel: float) -> Tensor:
+    """boxes [B, R, 4] and valid [B, R] by descending score -> kept [B, R]. R steps of fixed shape, no wait."""
+    kept = valid.clone()
+    for begin in range(0, boxes.shape[1], _BLOCK):  # in blocks: the whole matrix of overlaps would be R x R
+        rest = kept[:, begin:]
+        drops = _iou(boxes[:, begin : begin + _BLOCK, None], boxes[:, None, begin:], pixel) > threshold
+        drops = drops.triu(diagonal=1)
+        for i in range(drops.shape[1]):
+            rest.masked_fill_(drops[:, i] & rest[:, i, None], False)
     return kept
 
 
-def _nms_torchvision(
-    boxes: Tensor, scores: Tensor, valid: Tensor, threshold: float, pixel: float, max_keep: int
-) -> Tensor:
+def _iou(a: Tensor, b: Tensor, pixel: float) -> Tensor:
+    """Overlaps of boxes whose shapes broadcast; 0 where the union isn't positive. [..., 4], [..., 4] -> [...]"""
+    sides = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2]) + pixel).clamp(min=0)
+    intersections = sides[..., 0] * sides[..., 1]
+    unions = _areas(a, pixel) + _areas(b, pixel) - intersections
+    return torch.where(unions > 0, intersections / unions, 0)
+
+
+def _areas(boxes: Tensor, pixel: float) -> Tensor:
+    sides = boxes[..., 2:] - boxes[..., :2] + pixel
+    return sides[..., 0] * sides[..., 1]
+
+
+def _nms_torchvision(boxes: Tensor, scores: Tensor, valid: Tensor, threshold: float, pixel: float, max_keep: int) -> Tensor:
     if not boxes.is_cpu:  # torchvision answers with a list whose length the host must wait for
         return _nms_torch(boxes, scores, valid, threshold, pixel, max_keep)
     from torchvision.ops import nms as torchvision_nms

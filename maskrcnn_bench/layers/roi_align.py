@@ -5,6 +5,11 @@ A box (x1, y1, x2, y2) on a level of scale s starts at x1 * s - shift and is max
 0 with min_size 1 is the original RoIAlign, shift .5 with min_size 0 the "aligned" one.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -43,9 +48,7 @@ def roi_align(
         In the dtype of the features, summed in float32, channels-last. [R, C, height, width]
     """
     _check("roi_align", features, boxes, image_inds, levels, scales)
-    return torch.ops.maskrcnn_bench.roi_align(
-        features, boxes, image_inds, levels, scales, height, width, sampling_ratio, shift, min_size
-    )
+    return torch.ops.maskrcnn_bench.roi_align(features, boxes, image_inds, levels, scales, height, width, sampling_ratio, shift, min_size)
 
 
 def _check(op_name, features, boxes, image_inds, levels, scales) -> None:
@@ -109,28 +112,47 @@ class ROIAlign(nn.Module):
 # ------------------------------------------------------------------------------------------------ plain torch
 
 
+class _Rois(NamedTuple):
+    """The arguments that say what is cut out, in the dtype of the sums; `bins` is (height, width)."""
+
+    boxes: Tensor
+    image_inds: Tensor
+    levels: Tensor
+    scales: list[float]
+    bins: tuple[int, int]
+    sampling_ratio: int
+    shift: float
+    min_size: float
+
+    def part(self, some: slice) -> _Rois:
+        return self._replace(boxes=self.boxes[some], image_inds=self.image_inds[some], levels=self.levels[some])
+
+    def on_level(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """Upper left corners and sizes (both x, y), pixels of each box's own map; padding is the point 0. [R, 2] both"""
+        scale = torch.tensor(self.scales, device=self.boxes.device, dtype=self.boxes.dtype)[level]
+        corners = torch.where((self.levels >= 0)[:, None], self.boxes * scale[:, None], 0) - self.shift
+        sizes = corners[:, 2:] - corners[:, :2]
+        return corners[:, :2], sizes.clamp(min=self.min_size) if self.min_size > 0 else sizes
+
+
 class _Gather:
-    """The pixels a chunk of boxes reads, as rows of one table of all levels, and their weights.
+    """The pixels that some boxes read, as rows of one table of all levels, and their weights.
 
     The table holds the pixels of level 0, image 0, row by row, then image 1, ..., then level 1. [pixels, C]
     """
 
-    def __init__(self, boxes, image_inds, levels, scales, frames, num_images, bins, sampling_ratio, shift, min_size):
-        self.bins = bins
-        device, dtype = boxes.device, boxes.dtype
-        frames_t = torch.tensor(frames, device=device)
-        pixels = frames_t.prod(1)
+    def __init__(self, rois: _Rois, frames: list[tuple[int, int]], num_images: int):
+        shapes = torch.tensor(frames, device=rois.boxes.device)
+        pixels = shapes.prod(1)
         starts = (pixels * num_images).cumsum(0) - pixels * num_images
-        level = levels.clamp(min=0)
-        self.first = starts[level] + image_inds.clamp(0, num_images - 1) * pixels[level]
-        self.widths = frames_t[level, 1]
-        corners = boxes * torch.tensor(scales, device=device, dtype=dtype)[level][:, None] - shift
-        sizes = corners[:, 2:] - corners[:, :2]
-        sizes = sizes.clamp(min=min_size) if min_size > 0 else sizes
-        used = (levels >= 0).to(dtype)
-        self.rows, row_weights = _axis(corners[:, 1], sizes[:, 1], bins[0], sampling_ratio, frames_t[level, 0])
-        self.columns, self.column_weights = _axis(corners[:, 0], sizes[:, 0], bins[1], sampling_ratio, self.widths)
-        self.row_weights = row_weights * used[:, None, None]
+        level = rois.levels.clamp(min=0)
+        self.first = starts[level] + rois.image_inds.clamp(0, num_images - 1) * pixels[level]
+        self.widths = shapes[level, 1]
+        corners, sizes = rois.on_level(level)
+        height, width = rois.bins
+        self.rows, row_weights = _axis(corners[:, 1], sizes[:, 1], height, rois.sampling_ratio, shapes[level, 0])
+        self.columns, self.column_weights = _axis(corners[:, 0], sizes[:, 0], width, rois.sampling_ratio, self.widths)
+        self.row_weights = row_weights * (rois.levels >= 0)[:, None, None]
 
     def inds(self) -> Tensor:
         """Rows of the table. [R, rows, columns]"""
@@ -167,51 +189,39 @@ def _axis(start: Tensor, size: Tensor, bins: int, sampling_ratio: int, extent: T
     return torch.cat([low, torch.minimum(low + 1, last)], 2), weights
 
 
-def _chunks(boxes, image_inds, levels, scales, frames, num_images, channels, bins, sampling_ratio, shift, min_size):
-    """Yields (slice of boxes, _Gather) so that no chunk gathers more than `_CHUNK` numbers."""
-    arguments = (scales, frames, num_images, bins, sampling_ratio, shift, min_size)
-    probe = _Gather(boxes, image_inds, levels, *arguments)
-    step = max(1, _CHUNK // max(1, probe.rows[:1].numel() * probe.columns[:1].numel() * channels))
-    for begin in range(0, boxes.shape[0], step):
-        part = slice(begin, begin + step)
-        yield part, _Gather(boxes[part], image_inds[part], levels[part], *arguments)
+def _chunks(rois: _Rois, frames: list[tuple[int, int]], num_images: int, channels: int) -> Iterator[tuple[slice, _Gather]]:
+    """Some boxes at a time, so that no step gathers more than `_CHUNK` numbers."""
+    whole = _Gather(rois, frames, num_images)
+    step = max(1, _CHUNK // max(1, whole.rows[:1].numel() * whole.columns[:1].numel() * channels))
+    for begin in range(0, rois.boxes.shape[0], step):
+        some = slice(begin, begin + step)
+        yield some, _Gather(rois.part(some), frames, num_images)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _roi_align_torch(
-    features, boxes, image_inds, levels, scales, height, width, sampling_ratio, shift, min_size
-) -> Tensor:
+def _roi_align_torch(features, boxes, image_inds, levels, scales, height, width, sampling_ratio, shift, min_size) -> Tensor:
     num_images, channels = features[0].shape[:2]
     wide = _wide(features[0].dtype)
+    rois = _Rois(boxes.to(wide), image_inds, levels, scales, (height, width), sampling_ratio, shift, min_size)
     table = torch.cat([feature.permute(0, 2, 3, 1).reshape(-1, channels).to(wide) for feature in features])
-    frames = [feature.shape[2:] for feature in features]
     out = _empty_pooled(features[0], boxes.shape[0], height, width)
-    chunks = _chunks(
-        boxes.to(wide), image_inds, levels, scales, frames, num_images, channels, (height, width), sampling_ratio,
-        shift, min_size,
-    )  # fmt: skip
-    for part, gather in chunks:
-        out[part] = gather.pool(table).to(out.dtype)
+    for some, gather in _chunks(rois, [feature.shape[2:] for feature in features], num_images, channels):
+        out[some] = gather.pool(table).to(out.dtype)
     return out
 
 
-def _roi_align_backward_torch(
-    grad, boxes, image_inds, levels, scales, feature_shape, sampling_ratio, shift, min_size
-) -> list[Tensor]:
+def _roi_align_backward_torch(grad, boxes, image_inds, levels, scales, feature_shape, sampling_ratio, shift, min_size) -> list[Tensor]:
     num_images, channels, *lengths = feature_shape
     wide = _wide(grad.dtype)
+    rois = _Rois(boxes.to(wide), image_inds, levels, scales, grad.shape[2:], sampling_ratio, shift, min_size)
     frames = list(zip(lengths[::2], lengths[1::2], strict=True))
     pixels = [num_images * frame_h * frame_w for frame_h, frame_w in frames]
     table = grad.new_zeros(sum(pixels), channels, dtype=wide)
-    chunks = _chunks(
-        boxes.to(wide), image_inds, levels, scales, frames, num_images, channels, grad.shape[2:], sampling_ratio,
-        shift, min_size,
-    )  # fmt: skip
-    for part, gather in chunks:
-        gather.spread(grad[part].to(wide), table)
+    for some, gather in _chunks(rois, frames, num_images, channels):
+        gather.spread(grad[some].to(wide), table)
     grads = _empty_maps(grad, feature_shape)
     for out, part in zip(grads, table.split(pixels), strict=True):
         out.copy_(part.view(num_images, *out.shape[2:], channels).permute(0, 3, 1, 2))
@@ -227,13 +237,9 @@ def _torchvision_rois(boxes: Tensor, image_inds: Tensor, chosen: Tensor) -> Tens
     return torch.where(chosen[:, None], rois, 0)
 
 
-def _roi_align_torchvision(
-    features, boxes, image_inds, levels, scales, height, width, sampling_ratio, shift, min_size
-) -> Tensor:
+def _roi_align_torchvision(features, boxes, image_inds, levels, scales, height, width, sampling_ratio, shift, min_size) -> Tensor:
     if (shift, min_size) not in ((0.0, 1.0), (0.5, 0.0)):
-        return _roi_align_torch(
-            features, boxes, image_inds, levels, scales, height, width, sampling_ratio, shift, min_size
-        )
+        return _roi_align_torch(features, boxes, image_inds, levels, scales, height, width, sampling_ratio, shift, min_size)
     import torchvision  # noqa: F401  (defines torch.ops.torchvision)
 
     out = _empty_pooled(features[0], boxes.shape[0], height, width)
@@ -242,9 +248,14 @@ def _roi_align_torchvision(
     for level, (feature, scale) in enumerate(zip(features, scales, strict=True)):
         chosen = levels == level
         pooled = torch.ops.torchvision.roi_align(
-            feature.to(wide).contiguous(), _torchvision_rois(boxes.to(wide), image_inds, chosen), scale, height, width,
-            sampling_ratio, shift == 0.5,
-        )  # fmt: skip
+            feature.to(wide).contiguous(),
+            _torchvision_rois(boxes.to(wide), image_inds, chosen),
+            scale,
+            height,
+            width,
+            sampling_ratio,
+            shift == 0.5,
+        )
         out += torch.where(chosen[:, None, None, None], pooled, 0).to(out.dtype)
     return out
 
@@ -253,9 +264,7 @@ def _roi_align_backward_torchvision(
     grad, boxes, image_inds, levels, scales, feature_shape, sampling_ratio, shift, min_size
 ) -> list[Tensor]:
     if (shift, min_size) not in ((0.0, 1.0), (0.5, 0.0)):
-        return _roi_align_backward_torch(
-            grad, boxes, image_inds, levels, scales, feature_shape, sampling_ratio, shift, min_size
-        )
+        return _roi_align_backward_torch(grad, boxes, image_inds, levels, scales, feature_shape, sampling_ratio, shift, min_size)
     import torchvision  # noqa: F401  (defines torch.ops.torchvision)
 
     wide = _wide(grad.dtype)
@@ -264,11 +273,7 @@ def _roi_align_backward_torchvision(
         chosen = levels == level
         part = torch.where(chosen[:, None, None, None], grad.to(wide), 0).contiguous()
         rois = _torchvision_rois(boxes.to(wide), image_inds, chosen)
-        out.copy_(
-            torch.ops.torchvision._roi_align_backward(
-                part, rois, scale, *grad.shape[2:], *out.shape, sampling_ratio, shift == 0.5
-            )
-        )
+        out.copy_(torch.ops.torchvision._roi_align_backward(part, rois, scale, *grad.shape[2:], *out.shape, sampling_ratio, shift == 0.5))
     return grads
 
 
@@ -282,24 +287,15 @@ def _empty_pooled(like: Tensor, count: int, height: int, width: int) -> Tensor:
 
 def _empty_maps(like: Tensor, feature_shape) -> list[Tensor]:
     num_images, channels, *lengths = feature_shape
-    return [
-        torch.empty(
-            (num_images, channels, frame_h, frame_w),
-            dtype=like.dtype,
-            device=like.device,
-            memory_format=torch.channels_last,
-        )
-        for frame_h, frame_w in zip(lengths[::2], lengths[1::2], strict=True)
-    ]
+    shapes = [(num_images, channels, *frame) for frame in zip(lengths[::2], lengths[1::2], strict=True)]
+    return [torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last) for shape in shapes]
 
 
 def _fake(features, boxes, image_inds, levels, scales, height, width, sampling_ratio, shift, min_size) -> Tensor:
     return _empty_pooled(features[0], boxes.shape[0], height, width)
 
 
-def _fake_backward(
-    grad, boxes, image_inds, levels, scales, feature_shape, sampling_ratio, shift, min_size
-) -> list[Tensor]:
+def _fake_backward(grad, boxes, image_inds, levels, scales, feature_shape, sampling_ratio, shift, min_size) -> list[Tensor]:
     return _empty_maps(grad, feature_shape)
 
 
@@ -312,9 +308,7 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad: Tensor):
-    grads = torch.ops.maskrcnn_bench.roi_align_backward(
-        grad, *ctx.saved_tensors, ctx.scales, ctx.feature_shape, *ctx.rule
-    )
+    grads = torch.ops.maskrcnn_bench.roi_align_backward(grad, *ctx.saved_tensors, ctx.scales, ctx.feature_shape, *ctx.rule)
     return grads, *[None] * 9
 
 
@@ -327,4 +321,4 @@ _ops.register(
     torchvision=_roi_align_backward_torchvision,
     torch=_roi_align_backward_torch,
 )
-torch.library.register_autograd("maskrcnn_bench::roi_align", _backward, setup_context=_setup_context, lib=_ops._library)
+torch.library.register_autograd("maskrcnn_bench::roi_align", _backward, setup_context=_setup_context, lib=_ops.LIBRARY)

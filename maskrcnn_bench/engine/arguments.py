@@ -1,0 +1,73 @@
+"""The arguments of the programs that train and test."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+DEBUG = "MASKRCNN_BENCH_DEBUG"
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*(=.*)?", re.DOTALL)
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, epilog=f"{DEBUG}=1 in the environment shows where an error comes from.")
+    parser.add_argument("--config-file", default="", metavar="FILE", help="YAML file, or the name of a shipped one")
+    parser.add_argument("--data", default="", metavar="FOLDER", help="data set in COCO or VOC layout, instead of DATASETS.TRAIN and TEST")
+    parser.add_argument("--output", default="", metavar="FOLDER", help="where everything is written; the same as OUTPUT_DIR")
+    # Launchers give it; the environment says the same.
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes of the config, as KEY VALUE or KEY=VALUE")
+    return parser
+
+
+def train_parser() -> argparse.ArgumentParser:
+    """Arguments of training."""
+    parser = _parser("Train a detection model and test it at the end.")
+    parser.add_argument("--weights", default="", metavar="FILE", help="start at iteration 0 from these weights; the same as MODEL.WEIGHT")
+    resume = "go on where the run in the output folder (or the run of a checkpoint) stopped"
+    parser.add_argument("--resume", nargs="?", const="auto", default="", metavar="FILE", help=resume)
+    parser.add_argument("--skip-test", action="store_true", help="do not test at all")
+    parser.add_argument("--print-schedule", action="store_true", help="print what becomes of the schedule, and end")
+    return parser
+
+
+def test_parser() -> argparse.ArgumentParser:
+    """Arguments of testing."""
+    parser = _parser("Test a detection model.")
+    weights = "weights to test: a file, an address, or a catalog:// name; without it the output folder's last checkpoint, else MODEL.WEIGHT"
+    parser.add_argument("--ckpt", "--weights", dest="ckpt", default="", metavar="FILE", help=weights)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Reads a command line, None meaning this process's; options and overrides may stand in any order."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for k, word in enumerate(words):
+        # Its file is optional; a key that follows is not that file.
+        if word == "--resume" and (k + 1 == len(words) or words[k + 1].startswith("-") or _KEY.fullmatch(words[k + 1])):
+            words[k] = "--resume=auto"
+    args = parser.parse_intermixed_args(words)
+    if getattr(args, "weights", "") and getattr(args, "resume", ""):
+        parser.error("--weights starts a new run and --resume goes on with an old one; give one of them")
+    return args
+
+
+def overrides(args: argparse.Namespace) -> list[str]:
+    """The options with a key of their own, in the form of the other overrides, which win."""
+    opts = []
+    if args.data:
+        opts += ["DATASETS.DATA", args.data, "DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]
+    if args.output:
+        opts += ["OUTPUT_DIR", args.output]
+    if getattr(args, "weights", ""):
+        opts += ["MODEL.WEIGHT", args.weights]
+    return opts + args.opts
+
+
+def config_beside(checkpoint: str) -> str:
+    """The config.yml of the run that a checkpoint is from."""
+    path = Path(checkpoint).parent / "config.yml"
+    return str(path) if checkpoint and path.is_file() else ""

@@ -1,0 +1,221 @@
+"""Testing: a model over a data set, its detections in pixels of the original images, and their evaluation."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from maskrcnn_bench.evaluation import check_expected_results, evaluate
+from maskrcnn_bench.structures.bounding_box import BoxList
+from maskrcnn_bench.utils.comm import broadcast, gather_items, get_world_size, is_main_process, synchronize
+
+logger = logging.getLogger("maskrcnn_bench.inference")
+PREDICTIONS = "predictions.pth"
+
+
+class UnexpectedResults(RuntimeError):
+    """Results are not the ones that the config expects."""
+
+
+def inference(
+    model: nn.Module,
+    data_loader: Any,
+    dataset_name: str,
+    iou_types: Sequence[str] = ("bbox",),
+    box_only: bool = False,
+    device: torch.device | str = "cuda",
+    expected_results: Sequence[Sequence] = (),
+    expected_results_sigma_tol: float = 4,
+    output_folder: str | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    clip: bool = False,
+    live: bool = False,
+    **evaluation: Any,
+) -> dict[str, Any]:
+    """Tests a model on a data set.
+
+    Args:
+        model: answers Detections for images.
+        data_loader: yields (images, targets, indices in the data set); over all processes each image comes once.
+        dataset_name: for the log.
+        box_only: the model answers proposals; only their recall is measured.
+        expected_results: (task, number, mean, standard deviation) each.
+        expected_results_sigma_tol: how many standard deviations a number may be away.
+        output_folder: where predictions and results go; None writes nothing.
+        dtype: float32, or bfloat16 and float16 under autocast.
+        clip: cut boxes to the original image, and drop those without extent.
+        live: show a progress bar.
+        evaluation: further arguments of `evaluation.evaluate`.
+    Returns:
+        The results, in every process.
+    Raises:
+        UnexpectedResults: when they are not as expected.
+    """
+    dataset = data_loader.dataset
+    logger.info("testing on %s: %d images", dataset_name, len(dataset))
+    begin = time.perf_counter()
+    found = predict(model, data_loader, device, dtype, clip, live)
+    synchronize(f"the predictions on {dataset_name}")
+    logger.info("%s", _speed(time.perf_counter() - begin, len(dataset)))
+    predictions = collect(found, len(dataset))
+    results: dict[str, Any] = {}
+    if is_main_process():
+        if output_folder:
+            save_predictions(predictions, output_folder)
+        results = evaluate(dataset, predictions, output_folder, iou_types, box_only=box_only, **evaluation)
+    results = broadcast(results)
+    _require_expected([results], expected_results, expected_results_sigma_tol)
+    return results
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    data_loader: Any,
+    device: torch.device | str,
+    dtype: torch.dtype = torch.float32,
+    clip: bool = False,
+    live: bool = False,
+) -> dict[int, BoxList]:
+    """Detections by index in the data set, on the CPU, in pixels of the original images; arguments as for `inference`."""
+    device = torch.device(device)
+    was_training = model.training
+    model.eval()
+    found: dict[int, BoxList] = {}
+    for images, _, indices in _bar(data_loader, live):
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            detections = model(images.to(device, non_blocking=True))
+        for boxlist, index in zip(detections.to("cpu"), indices, strict=True):
+            found[int(index)] = to_original(boxlist, data_loader.dataset.get_img_info(int(index)), clip)
+    model.train(was_training)
+    return found
+
+
+def _bar(batches: Iterable, live: bool) -> Iterable:
+    if not live:
+        return batches
+    from tqdm import tqdm
+
+    return tqdm(batches, unit="batch", desc="testing", dynamic_ncols=True, leave=False)
+
+
+def to_original(boxlist: BoxList, info: Mapping[str, Any], clip: bool = False) -> BoxList:
+    """Detections scaled from the resized image to the original one.
+
+    Args:
+        info: with `width` and `height` of the original.
+        clip: cut boxes to the image, and drop those without extent.
+    """
+    scaled = boxlist.resize((info["width"], info["height"]))
+    return scaled.clip_to_image(remove_empty=True) if clip else scaled
+
+
+def collect(found: Mapping[int, BoxList], count: int) -> list[BoxList | None]:
+    """The detections of all processes in the order of the data set, in the main process; [] in the others.
+
+    Args:
+        found: of this process, by index.
+        count: images of the data set.
+    """
+    gathered = dict(gather_items(list(found.items())))
+    if not is_main_process():
+        return []
+    missing = count - len(gathered)
+    if missing:
+        logger.warning("%d of %d images have no prediction; they count as images without detections", missing, count)
+    return [gathered.get(index) for index in range(count)]
+
+
+def save_predictions(predictions: Sequence[BoxList | None], folder: str) -> None:
+    """Writes predictions.pth: a dict an image with `bbox` (xyxy), `size`, and the fields; `torch.load` needs no trust for it."""
+    os.makedirs(folder, exist_ok=True)
+    plain = [None if p is None else {"bbox": p.bbox, "size": tuple(p.size), **_tensors(p)} for p in predictions]
+    path = os.path.join(folder, PREDICTIONS)
+    torch.save(plain, path + ".tmp")
+    os.replace(path + ".tmp", path)
+
+
+def _tensors(boxlist: BoxList) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in boxlist.extra_fields.items() if isinstance(value, torch.Tensor)}
+
+
+def _speed(seconds: float, images: int) -> str:
+    """A line as maskrcnn-benchmark writes it."""
+    processes = get_world_size()
+    per_image = seconds * processes / max(images, 1)
+    return f"Total run time: {datetime.timedelta(seconds=int(seconds))} ({per_image:.6f} s / img per device, on {processes} devices)"
+
+
+def flat_metrics(results: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of results as "bbox/AP" and the like."""
+    tasks = {task: numbers for task, numbers in results.items() if isinstance(numbers, Mapping) and task not in ("per_class", "evaluator")}
+    flat = {f"{task}/{name}": value for task, numbers in tasks.items() for name, value in numbers.items()}
+    return {name: float(value) for name, value in flat.items() if isinstance(value, (int, float))}
+
+
+class Tester:
+    """Tests one model on several data sets.
+
+    Args:
+        names: of the data sets: catalog names or folders.
+        loaders: one a data set.
+        folder: results go to folder/inference/NAME, and those of the first data set to folder/results.json as well.
+        expected: expected results and tolerance, as `inference` has them.
+        options: further arguments of `inference`, the same for all.
+        model: may be set later.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        loaders: Sequence[Any],
+        folder: str,
+        expected: tuple[Sequence[Sequence], float] = ((), 4),
+        options: Mapping[str, Any] | None = None,
+        model: nn.Module | None = None,
+    ):
+        self.model = model
+        self.names = list(names)
+        self.loaders = list(loaders)
+        self.folder = folder
+        self.expected = expected
+        self.options = dict(options or {})
+        self.results: list[dict[str, Any]] = []
+
+    def __call__(self) -> dict[str, float]:
+        """Metrics by name; those of the second data set on have its name in front."""
+        self.results, metrics = [], {}
+        for name, loader in zip(self.names, self.loaders, strict=True):
+            short = Path(name).name
+            folder = os.path.join(self.folder, "inference", short)
+            result = inference(self.model, loader, name, output_folder=folder, **self.options)
+            prefix = f"{short}/" if self.results else ""
+            metrics |= {prefix + key: value for key, value in flat_metrics(result).items()}
+            self.results.append(result)
+            if is_main_process() and not prefix:
+                shutil.copyfile(os.path.join(folder, "results.json"), os.path.join(self.folder, "results.json"))
+        return metrics
+
+    def require_expected(self) -> None:
+        """Compares the last results with the expected ones.
+
+        Raises:
+            UnexpectedResults: when one is missing or too far away.
+        """
+        _require_expected(self.results, *self.expected)
+
+
+def _require_expected(results: Sequence[dict], expected: Sequence[Sequence], sigma_tol: float) -> None:
+    failures = [line for result in results for line in check_expected_results(result, expected, sigma_tol)]
+    if failures:
+        raise UnexpectedResults("TEST.EXPECTED_RESULTS: " + "; ".join(failures))

@@ -1,0 +1,406 @@
+"""What the programs share: start-up, and the wiring of model, data, solver and checkpoints. A border file.
+
+`train_main` and `test_main` are behind tools/train_net.py, tools/test_net.py and the verbs `train` and `test`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from maskrcnn_bench.config import explicit_keys, load_config, resolved
+from maskrcnn_bench.config.dialect import get_dialect
+from maskrcnn_bench.data import make_data_loader
+from maskrcnn_bench.engine.arguments import DEBUG, config_beside, overrides, parse, test_parser, train_parser
+from maskrcnn_bench.engine.inference import Tester, UnexpectedResults
+from maskrcnn_bench.engine.progress import Progress, cut_back
+from maskrcnn_bench.engine.trainer import AveragedWeights, LossScale, NonFiniteLoss, Step, do_train
+from maskrcnn_bench.layers import _ops
+from maskrcnn_bench.modeling.detector import build_detection_model
+from maskrcnn_bench.solver import changed, make_lr_scheduler, make_optimizer, scale_schedule, schedule_from_epochs
+from maskrcnn_bench.utils import comm
+from maskrcnn_bench.utils.checkpoint import DetectronCheckpointer, describe_checkpoint, find_weights, last_checkpoint, read_checkpoint
+from maskrcnn_bench.utils.logger import FILE_ONLY, NAME, log_lines, setup_logger
+
+_USER_ERRORS = (ValueError, OSError, ImportError, NonFiniteLoss, UnexpectedResults)
+
+
+# ------------------------------------------------------------------------------------------------------- the programs
+
+
+def train_main(argv: Sequence[str] | None = None) -> int:
+    """Trains a model, then tests it; returns the exit code."""
+    return _run(_train, parse(train_parser(), argv))
+
+
+def test_main(argv: Sequence[str] | None = None) -> int:
+    """Tests a model; returns the exit code."""
+    return _run(_test, parse(test_parser(), argv))
+
+
+def _run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """Turns errors that the user can do something about into one message."""
+    try:
+        code = work(args)
+    except torch.OutOfMemoryError as error:
+        code = _fail(error, "; raise SOLVER.ACCUMULATE, which splits the batch, set DTYPE bfloat16, or lower INPUT.MIN_SIZE_TRAIN")
+    except _USER_ERRORS as error:
+        code = _fail(error)
+    except KeyboardInterrupt:
+        return 130
+    else:
+        comm.stop()
+    return code
+
+
+def _fail(error: BaseException, advice: str = "") -> int:
+    if os.environ.get(DEBUG):
+        raise error
+    where = f" (rank {comm.get_rank()})" if comm.get_world_size() > 1 else ""
+    print(f"error{where}: {error}{advice}", file=sys.stderr, flush=True)
+    logging.getLogger(NAME).error("%s%s", error, advice, extra=FILE_ONLY)
+    return 1
+
+
+# ------------------------------------------------------------------------------------------------------- start-up
+
+
+class Run(NamedTuple):
+    """What both programs start from.
+
+    Attributes:
+        cfg: frozen.
+        device: of this process.
+        file_keys, command_keys: keys that the YAML, and that the command line set.
+        log_size: bytes that log.txt had before.
+        logger: of the package; silent in all processes but the first.
+    """
+
+    cfg: Any
+    device: torch.device
+    file_keys: set[str]
+    command_keys: set[str]
+    log_size: int
+    logger: Any
+
+
+def _start(args: argparse.Namespace) -> Run:
+    opts = overrides(args)
+    config_file = args.config_file or config_beside(getattr(args, "ckpt", ""))
+    cfg = load_config(config_file or None, opts)
+    file_keys, command_keys = explicit_keys(config_file or None, opts)
+    if args.local_rank is not None:
+        os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    device = resolve_device(cfg.MODEL.DEVICE)
+    comm.start(device)
+    log = Path(cfg.OUTPUT_DIR, "log.txt")
+    log_size = log.stat().st_size if log.is_file() else 0
+    logger = setup_logger(save_dir=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank())
+    logger.info("config %s%s", config_file or "(defaults)", "".join(f" {word}" for word in opts))
+    log_lines(logger, _describe_machine(device))
+    _seed(cfg.SEED)
+    return Run(cfg, device, file_keys, command_keys, log_size, logger)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that MODEL.DEVICE names, for this process.
+
+    Raises:
+        ValueError: when there is no such device.
+    """
+    local_rank = comm.launched_processes()[2]
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"MODEL.DEVICE: expected auto, cpu or cuda, got {name!r}") from None
+    if device.type != "cuda":
+        return device
+    if not torch.cuda.is_available():
+        why = "this build of torch has no CUDA" if torch.version.cuda is None else "torch sees no GPU (driver? CUDA_VISIBLE_DEVICES?)"
+        raise ValueError(f"MODEL.DEVICE {name}, but {why}: take MODEL.DEVICE auto or cpu, or ask `maskrcnn-bench doctor`")
+    device = torch.device("cuda", local_rank if device.index is None else device.index)
+    if device.index >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ValueError(f"process {local_rank} wants GPU {device.index}, but there are {count}; start fewer processes on this machine")
+    torch.cuda.set_device(device)
+    return device
+
+
+def _describe_machine(device: torch.device) -> list[str]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} thread(s)"
+    processes = comm.get_world_size()
+    several = f", {processes} processes" if processes > 1 else ""
+    operators = comm.all_gather(_ops.load())
+    if len(set(operators)) > 1:
+        raise ValueError(f"the processes run on different operators, by rank {operators}; MASKRCNN_BENCH_OPS=torchvision makes them equal")
+    return [f"torch {torch.__version__} on {device} ({name}){several}; operators: {operators[0]}"]
+
+
+def _seed(seed: int) -> None:
+    """For the weights drawn at random, and for users' code; the library's own choices follow from the seed without this."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _classes_key(cfg: Any) -> str:
+    return "MODEL.RETINANET.NUM_CLASSES" if cfg.MODEL.RETINANET_ON else "MODEL.ROI_BOX_HEAD.NUM_CLASSES"
+
+
+def _describe_model(model: nn.Module) -> list[str]:
+    """A line for each part of the model with parameters: how many train and how many are frozen."""
+    parts: dict[str, list[int]] = {}
+    for name, parameter in model.named_parameters():
+        part = parts.setdefault(".".join(name.split(".")[:2]), [0, 0])
+        part[not parameter.requires_grad] += parameter.numel()
+    lines = [f"  {name:<24}{trains / 1e6:9.3f} M trainable {fixed / 1e6:9.3f} M frozen" for name, (trains, fixed) in parts.items()]
+    total = [sum(part[k] for part in parts.values()) / 1e6 for k in (0, 1)]
+    return [f"parameters: {total[0]:.3f} M trainable, {total[1]:.3f} M frozen", *lines]
+
+
+def _describe_classes(names: Sequence[str]) -> str:
+    shown = ", ".join(names[1:13]) + (", ..." if len(names) > 13 else "")
+    return f"{len(names) - 1} classes: {shown}"
+
+
+# ------------------------------------------------------------------------------------------------------- training
+
+
+def _train(args: argparse.Namespace) -> int:
+    run = _start(args)
+    reference = load_config(args.config_file or None).SOLVER.IMS_PER_BATCH
+    cfg, lines = scale_schedule(run.cfg, run.file_keys, run.command_keys, comm.get_world_size(), reference)
+    log_lines(run.logger, lines)
+    cfg, loader = _training_data(cfg, run)
+    if args.print_schedule:
+        run.logger.info("SOLVER: %s", ", ".join(f"{key} {cfg.SOLVER[key]}" for key in ("BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS")))
+        return 0
+    tester = None if args.skip_test else _make_tester(cfg, run)
+    model = _make_model(cfg, run)
+    checkpointer = DetectronCheckpointer(
+        cfg, model, save_dir=cfg.OUTPUT_DIR, keep_last=cfg.SOLVER.KEEP_LAST, class_names=loader.dataset.class_names
+    )
+    saved = _start_weights(args, cfg, checkpointer, run.logger)
+    step, scheduler = _make_step(cfg, model, run.device, checkpointer)
+    arguments = {"iteration": 0}
+    if saved:
+        arguments |= {k: v for k, v in checkpointer.resume(saved).items() if k in ("iteration", "best")}
+    _begin_files(cfg, run, arguments["iteration"])
+    loader.batch_sampler.start_iter = arguments["iteration"]
+    if tester is not None:
+        tester.model = step.ema.module if step.ema is not None else model
+    return _train_and_test(cfg, run, loader, step, scheduler, checkpointer, arguments, tester)
+
+
+def _training_data(cfg: Any, run: Run) -> tuple[Any, Any]:
+    """The config as the data completes it, and the loader."""
+    key = _classes_key(cfg)
+    if key not in run.file_keys | run.command_keys:
+        cfg = changed(cfg, {key: 0})[0]
+    loader = _make_loader(cfg, run.device, is_train=True)
+    names = loader.dataset.class_names
+    run.logger.info("%s", _describe_classes(names))
+    cfg = _with_classes(cfg, key, len(names), run)
+    cfg, lines = schedule_from_epochs(cfg, run.command_keys, len(loader.dataset))
+    log_lines(run.logger, lines)
+    loader.batch_sampler.num_iterations = cfg.SOLVER.MAX_ITER
+    return cfg, loader
+
+
+def _make_loader(cfg: Any, device: torch.device, is_train: bool) -> Any:
+    # Memory is pinned for a GPU, which "auto" does not tell.
+    return make_data_loader(changed(cfg, {"MODEL.DEVICE": str(device)})[0], is_train, comm.get_world_size() > 1)
+
+
+def _with_classes(cfg: Any, key: str, count: int, run: Run) -> Any:
+    """Takes the number of classes from the data where the config leaves it to them."""
+    section, name = key.rsplit(".", 1)
+    configured = cfg.MODEL[section.split(".")[1]][name]
+    if configured == 0:
+        run.logger.info("%s: %d, from the data (with background)", key, count)
+        return changed(cfg, {key: count})[0]
+    if configured > count:
+        run.logger.info("%s is %d, the data has %d with background: the others are never learnt", key, configured, count)
+    return cfg
+
+
+def _make_model(cfg: Any, run: Run) -> nn.Module:
+    model = build_detection_model(cfg).to(run.device, memory_format=torch.channels_last)
+    log_lines(run.logger, _describe_model(model))
+    return model
+
+
+def _start_weights(args: argparse.Namespace, cfg: Any, checkpointer: DetectronCheckpointer, logger: Any) -> dict[str, Any] | None:
+    """Decides what the run starts from, and says so: the state of an earlier run is returned, weights are loaded."""
+    path = "" if args.resume == "auto" else args.resume
+    if args.resume == "auto" and not checkpointer.has_checkpoint():
+        logger.info("--resume: no checkpoint in %s yet", cfg.OUTPUT_DIR)
+    if not path and not args.weights and checkpointer.has_checkpoint():
+        path = checkpointer.get_checkpoint_file()
+    if path:
+        saved = read_checkpoint(path)
+        other = "" if args.resume else "; for a new run give --weights, or another --output"
+        logger.info("resuming %s after iteration %d%s", path, saved["iteration"], other)
+        return saved
+    if args.weights and checkpointer.has_checkpoint():
+        logger.info("--weights: a new run in %s, whose checkpoints will be replaced; --resume would go on with the old one", cfg.OUTPUT_DIR)
+    checkpointer.load(cfg.MODEL.WEIGHT, use_latest=False)
+    return None
+
+
+def _make_step(cfg: Any, model: nn.Module, device: torch.device, checkpointer: DetectronCheckpointer) -> tuple[Step, Any]:
+    solver = cfg.SOLVER
+    optimizer = make_optimizer(cfg, model)
+    scheduler = make_lr_scheduler(cfg, optimizer)
+    scaler = LossScale(device) if cfg.DTYPE == "float16" else None
+    ema = AveragedWeights(model, solver.EMA) if solver.EMA > 0 else None
+    checkpointer.optimizer, checkpointer.scheduler, checkpointer.scaler, checkpointer.ema = optimizer, scheduler, scaler, ema
+    dtype = getattr(torch, cfg.DTYPE)
+    return Step(_distributed(model, device), optimizer, device, dtype, solver.ACCUMULATE, solver.CLIP_GRADIENTS, scaler, ema), scheduler
+
+
+def _distributed(model: nn.Module, device: torch.device) -> nn.Module:
+    if comm.get_world_size() == 1:
+        return model
+    devices = [device.index] if device.type == "cuda" else None
+    # Only batch norms have buffers that change. Newer versions of torch have another word for it.
+    moving = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    option = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": moving}
+    return nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **option)
+
+
+def _begin_files(cfg: Any, run: Run, iteration: int) -> None:
+    """Cuts the logs back to the start of this run, and writes its config."""
+    if comm.is_main_process():
+        cut_back(cfg.OUTPUT_DIR, iteration, run.log_size)
+        Path(cfg.OUTPUT_DIR, "config.yml").write_text(resolved(cfg), encoding="utf-8")
+
+
+def _train_and_test(
+    cfg: Any, run: Run, loader: Any, step: Step, scheduler: Any, checkpointer: Any, arguments: dict[str, Any], tester: Tester | None
+) -> int:
+    solver = cfg.SOLVER
+    if arguments["iteration"] >= solver.MAX_ITER:
+        run.logger.info("nothing left to train: %d iterations are done, SOLVER.MAX_ITER is %d", arguments["iteration"], solver.MAX_ITER)
+        if tester is not None:
+            tester()
+        return 0
+    progress = Progress(cfg.OUTPUT_DIR, solver.MAX_ITER, solver.LOG_PERIOD, solver.IMS_PER_BATCH, len(loader.dataset))
+    with StopRequest() as stop:
+        finished = do_train(
+            step.model,
+            loader,
+            step.optimizer,
+            scheduler,
+            checkpointer,
+            run.device,
+            solver.CHECKPOINT_PERIOD,
+            arguments,
+            step=step,
+            progress=progress,
+            evaluate=tester,
+            eval_period=solver.TEST_PERIOD,
+            best_metric=solver.BEST_METRIC,
+            patience=solver.PATIENCE,
+            stop=stop,
+        )
+    if finished and tester is not None:
+        tester.require_expected()
+    return 0 if finished else 128 + (stop.signal or signal.SIGTERM)
+
+
+class StopRequest:
+    """Turns the first SIGTERM or Ctrl-C into a wish that the loop can see; a second Ctrl-C ends at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def __enter__(self) -> StopRequest:
+        # Python lets only its main thread listen to signals.
+        numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def __call__(self) -> bool:
+        return self.signal != 0
+
+
+# ------------------------------------------------------------------------------------------------------- testing
+
+
+def _make_tester(cfg: Any, run: Run) -> Tester | None:
+    """None where the config names no data to test on."""
+    if not cfg.DATASETS.TEST and not cfg.DATASETS.DATA:
+        run.logger.info("DATASETS.TEST is empty: nothing to test on")
+        return None
+    tasks = {"bbox": True, "segm": cfg.MODEL.MASK_ON, "keypoints": cfg.MODEL.KEYPOINT_ON}
+    rules = get_dialect(cfg.MODEL.DIALECT)
+    options = {
+        "iou_types": tuple(task for task, on in tasks.items() if on),
+        "box_only": cfg.MODEL.RPN_ONLY and not cfg.MODEL.RETINANET_ON,
+        "device": run.device,
+        "dtype": getattr(torch, cfg.DTYPE),
+        "clip": rules.clip_rescaled,
+        "live": comm.is_main_process() and sys.stdout.isatty(),
+        "evaluator": cfg.TEST.EVALUATOR,
+        "max_detections": cfg.TEST.DETECTIONS_PER_IMG,
+        "mask_threshold": cfg.MODEL.ROI_MASK_HEAD.POSTPROCESS_MASKS_THRESHOLD,
+        "mask_rule": rules.mask_paste,
+    }
+    names = list(cfg.DATASETS.TEST) or [cfg.DATASETS.DATA]
+    expected = (cfg.TEST.EXPECTED_RESULTS, cfg.TEST.EXPECTED_RESULTS_SIGMA_TOL)
+    return Tester(names, _make_loader(cfg, run.device, is_train=False), cfg.OUTPUT_DIR, expected, options)
+
+
+def _test(args: argparse.Namespace) -> int:
+    run = _start(args)
+    cfg, key = run.cfg, _classes_key(run.cfg)
+    weights = find_weights(_weights_to_test(args.ckpt, cfg), cfg.PATHS_CATALOG, run.logger)
+    known = describe_checkpoint(weights).get("class_names", ())
+    if known and key not in run.file_keys | run.command_keys:
+        cfg = changed(cfg, {key: len(known)})[0]
+    tester = _make_tester(cfg, run)
+    if tester is None:
+        raise ValueError("nothing to test on: give --data FOLDER, or set DATASETS.TEST")
+    names = tester.loaders[0].dataset.class_names
+    if known and tuple(known) != tuple(names):
+        both = (_describe_classes(known), _describe_classes(names))
+        run.logger.warning("the weights know %s; the data has %s: labels are compared by number", *both)
+    cfg = _with_classes(cfg, key, len(names), run)
+    tester.model = _make_model(cfg, run)
+    DetectronCheckpointer(cfg, tester.model, save_to_disk=False).load_weights(weights)
+    tester()
+    tester.require_expected()
+    return 0
+
+
+def _weights_to_test(named: str, cfg: Any) -> str:
+    name = named or last_checkpoint(cfg.OUTPUT_DIR) or cfg.MODEL.WEIGHT
+    if not name:
+        raise ValueError(f"no weights to test: give --ckpt FILE or MODEL.WEIGHT; {cfg.OUTPUT_DIR} has no checkpoint")
+    return name

@@ -1,0 +1,415 @@
+"""The programs as users start them: arguments, errors, a whole small run, several processes, and what testing hands over."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from maskrcnn_bench.data.datasets.toy import generate
+from maskrcnn_bench.engine.arguments import overrides, parse, test_parser, train_parser
+from maskrcnn_bench.engine.inference import UnexpectedResults, collect, flat_metrics, inference, predict, save_predictions, to_original
+from maskrcnn_bench.engine.launch import resolve_device, test_main, train_main
+from maskrcnn_bench.structures.bounding_box import BoxList, Detections
+from maskrcnn_bench.structures.image_list import to_image_list
+from maskrcnn_bench.utils import comm
+from maskrcnn_bench.utils.checkpoint import read_checkpoint
+
+# pytest would take these for tests.
+test_parser.__test__ = test_main.__test__ = False
+
+NARROW = """
+_BASE_: {base}
+MODEL:
+  DEVICE: cpu
+  WEIGHT: ""
+  BACKBONE: {{FREEZE_CONV_BODY_AT: 0}}
+  RESNETS: {{NORM: GN, STEM_OUT_CHANNELS: 8, WIDTH_PER_GROUP: 8, RES2_OUT_CHANNELS: 32, BACKBONE_OUT_CHANNELS: 16}}
+  GROUP_NORM: {{NUM_GROUPS: 4}}
+  RPN: {{PRE_NMS_TOP_N_TRAIN: 100, PRE_NMS_TOP_N_TEST: 100, POST_NMS_TOP_N_TRAIN: 50, POST_NMS_TOP_N_TEST: 20, FPN_POST_NMS_TOP_N_TEST: 20}}
+  ROI_HEADS: {{BATCH_SIZE_PER_IMAGE: 16}}
+  ROI_BOX_HEAD: {{MLP_HEAD_DIM: 16}}
+  ROI_MASK_HEAD: {{CONV_LAYERS: [8]}}
+INPUT: {{MIN_SIZE_TRAIN: [64], MIN_SIZE_TEST: 64}}
+DATALOADER: {{NUM_WORKERS: 0}}
+SOLVER: {{IMS_PER_BATCH: 4, BASE_LR: 0.005, MAX_ITER: 6, STEPS: [4], WARMUP_ITERS: 2, LOG_PERIOD: 2, CHECKPOINT_PERIOD: 3}}
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, repository):
+    """A folder with a tiny data set `toy` and a narrow config `narrow.yaml`."""
+    folder = tmp_path_factory.mktemp("launch")
+    generate(folder / "toy", 12, 5, 64)
+    base = repository / "configs" / "e2e_mask_rcnn_R_50_FPN_1x.yaml"
+    (folder / "narrow.yaml").write_text(NARROW.format(base=base))
+    return folder
+
+
+def words(place, output, *opts):
+    return ["--config-file", str(place / "narrow.yaml"), "--data", str(place / "toy"), "--output", str(place / output), *opts]
+
+
+def weights(place, output, name="model_final.pth"):
+    return torch.load(place / output / name, weights_only=True)["model"]
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(place):
+    """A run of six iterations, tested at the end, in place/"straight"."""
+    assert train_main(words(place, "straight")) == 0
+    return place
+
+
+# arguments
+
+
+def test_keys_and_options_in_any_order():
+    args = parse(train_parser(), ["SOLVER.IMS_PER_BATCH", "2", "--config-file", "x.yaml", "SEED=3", "--skip-test", "SOLVER.STEPS", "(1,)"])
+    assert args.config_file == "x.yaml" and args.skip_test
+    assert overrides(args) == ["SOLVER.IMS_PER_BATCH", "2", "SEED=3", "SOLVER.STEPS", "(1,)"]
+
+
+def test_options_become_keys_and_keys_win():
+    args = parse(train_parser(), ["--data", "d", "--output", "o", "--weights", "w.pth", "OUTPUT_DIR", "p"])
+    data = ["DATASETS.DATA", "d", "DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]
+    assert overrides(args) == [*data, "OUTPUT_DIR", "o", "MODEL.WEIGHT", "w.pth", "OUTPUT_DIR", "p"]
+
+
+@pytest.mark.parametrize("given", ["--local_rank=1", "--local-rank=1"])
+def test_both_spellings_of_the_launcher_s_option(given):
+    assert parse(test_parser(), [given, "--ckpt", "x.pth"]).local_rank == 1
+
+
+@pytest.mark.parametrize(
+    "given,resume,opts",
+    [
+        (["--resume"], "auto", []),
+        (["--resume", "SOLVER.MAX_ITER", "9"], "auto", ["SOLVER.MAX_ITER", "9"]),
+        (["--resume", "SEED=4"], "auto", ["SEED=4"]),
+        (["--resume", "out/model_0000050.pth", "SEED", "4"], "out/model_0000050.pth", ["SEED", "4"]),
+        (["SEED", "4"], "", ["SEED", "4"]),
+    ],
+)
+def test_the_file_of_resume_is_optional(given, resume, opts):
+    args = parse(train_parser(), given)
+    assert (args.resume, args.opts) == (resume, opts)
+
+
+def test_weights_and_resume_are_two_actions(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(train_parser(), ["--resume", "--weights", "x.pth"])
+    assert stop.value.code == 2 and "give one of them" in capsys.readouterr().err
+
+
+# devices and processes
+
+
+def test_devices():
+    assert resolve_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="expected auto, cpu or cuda, got 'gpu'"):
+        resolve_device("gpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_cuda_without_a_gpu_is_one_line_with_a_remedy(place, capsys):
+    assert resolve_device("auto") == torch.device("cpu")
+    assert train_main(words(place, "none", "MODEL.DEVICE", "cuda")) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: MODEL.DEVICE cuda, but ") and "MODEL.DEVICE auto or cpu" in message and message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "env,expected",
+    [
+        ({}, (0, 1, 0)),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, (3, 4, 1)),
+        ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "2"}, (5, 8, 2)),
+        # A batch script without srun: one process, whatever the job asked for.
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, (0, 1, 0)),
+    ],
+)
+def test_launchers(monkeypatch, env, expected):
+    for name in [name for name in os.environ if name.startswith("SLURM") or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]:
+        monkeypatch.delenv(name)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert comm.launched_processes() == expected
+
+
+# a whole run
+
+
+def test_a_run_leaves_what_it_promises(trained):
+    folder = trained / "straight"
+    names = {p.name for p in folder.iterdir()}
+    assert names == {
+        *("config.yml", "log.txt", "metrics.jsonl", "results.json", "inference", "last_checkpoint"),
+        *("model_0000003.pth", "model_best.pth", "model_final.pth"),
+    }
+    results = json.loads((folder / "results.json").read_text())
+    assert {"bbox", "segm"} <= set(results) and 0 <= results["bbox"]["AP"] <= 1
+    assert [row["iteration"] for row in lines(folder / "metrics.jsonl")] == [1, 2, 3, 4, 6, 6]
+    checkpoint = read_checkpoint(folder / "model_final.pth")
+    assert checkpoint["iteration"] == 6
+    assert checkpoint["class_names"] == ["__background__", "circle", "square", "triangle", "star", "ring", "cross"]
+    log = (folder / "log.txt").read_text()
+    assert "MODEL.ROI_BOX_HEAD.NUM_CLASSES: 7, from the data" in log and "M trainable" in log and "6 classes: circle" in log
+
+
+def test_a_second_start_goes_on_and_says_so(trained):
+    assert train_main(words(trained, "halves", "--skip-test", "SOLVER.MAX_ITER", "3")) == 0
+    assert train_main(words(trained, "halves")) == 0
+    log = (trained / "halves" / "log.txt").read_text()
+    assert "model_final.pth after iteration 3; for a new run give --weights, or another --output" in log
+    assert "SOLVER.MAX_ITER: 3 -> 6" in log
+    straight, resumed = weights(trained, "straight"), weights(trained, "halves")
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    assert train_main(words(trained, "halves", "--resume", "--skip-test")) == 0
+    assert "nothing left to train: 6 iterations are done" in (trained / "halves" / "log.txt").read_text()
+
+
+def test_the_same_file_as_weights_starts_at_iteration_zero(trained):
+    given = str(trained / "straight" / "model_final.pth")
+    assert train_main(words(trained, "anew", "--weights", given, "--skip-test", "SOLVER.MAX_ITER", "1")) == 0
+    assert [row["iteration"] for row in lines(trained / "anew" / "metrics.jsonl")] == [1]
+    assert read_checkpoint(trained / "anew" / "model_final.pth")["iteration"] == 1
+
+
+def test_testing_finds_the_config_beside_the_weights_and_gives_the_same_numbers(trained):
+    trained_results = json.loads((trained / "straight" / "results.json").read_text())
+    given = ["--ckpt", str(trained / "straight" / "model_final.pth"), "--output", str(trained / "tested"), "--data", str(trained / "toy")]
+    assert test_main(given) == 0
+    assert json.loads((trained / "tested" / "results.json").read_text()) == trained_results
+    predictions = torch.load(trained / "tested" / "inference" / "toy" / "predictions.pth", weights_only=True)
+    assert len(predictions) == 5 and predictions[0]["size"] == (64, 64)
+    assert test_main([*given, "TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 0.9, 0.01]]"]) == 1
+
+
+def test_print_schedule_ends_before_anything_is_built(place):
+    assert train_main(words(place, "schedule", "--print-schedule", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_EPOCHS", "2")) == 0
+    log = (place / "schedule" / "log.txt").read_text()
+    assert "SOLVER.BASE_LR: 0.005 -> 0.0025" in log
+    assert "SOLVER.MAX_EPOCHS 2 x 12 images / 2 a step = 12 iterations" in log
+    assert not (place / "schedule" / "config.yml").exists()
+
+
+# what users do wrong
+
+
+@pytest.mark.parametrize(
+    "given,said",
+    [
+        (["SOLVER.BASE_RL", "0.1"], "unknown key SOLVER.BASE_RL. Did you mean SOLVER.BASE_LR"),
+        (["--config-file", "no_such.yaml"], "no config file no_such.yaml"),
+        (["--data", "no/such/folder"], "no folder or file no/such/folder"),
+        (["SOLVER.IMS_PER_BATCH", "5", "SOLVER.ACCUMULATE", "2"], "does not divide"),
+        (["MODEL.ROI_BOX_HEAD.NUM_CLASSES", "4"], "NUM_CLASSES is 4; the data has 7"),
+        (["MODEL.WEIGHT", "no_such.pth"], "no_such.pth does not exist"),
+        (["--resume", "no_such.pth"], "no_such.pth does not exist"),
+        (["MODEL.WEIGHT", "catalog://ImageNetPretrained/MSRA/R-51"], "no weights catalog://ImageNetPretrained/MSRA/R-51"),
+    ],
+)
+def test_mistakes_give_one_message_and_leave_nothing(place, capsys, tmp_path, given, said):
+    assert train_main([*words(place, "wrong"), "--output", str(tmp_path), *given]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and said in message and "Traceback" not in message
+    assert {p.name for p in tmp_path.iterdir()} <= {"log.txt"}
+
+
+def test_debug_shows_where(place, monkeypatch):
+    monkeypatch.setenv("MASKRCNN_BENCH_DEBUG", "1")
+    with pytest.raises(ValueError, match="unknown key"):
+        train_main(words(place, "wrong", "NO.KEY", "1"))
+
+
+def test_nothing_to_test(tmp_path, place, capsys):
+    assert test_main(["--config-file", str(place / "narrow.yaml"), "--data", str(place / "toy"), "--output", str(tmp_path)]) == 1
+    assert "no weights to test: give --ckpt FILE" in capsys.readouterr().err
+
+
+# several processes, and signals
+
+
+class Program:
+    """A Python program in a process of its own, which does not outlive its `with`."""
+
+    def __init__(self, repository, command):
+        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        self.process = subprocess.Popen([sys.executable, *command], cwd=repository, env=env, start_new_session=True, **pipes)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def end(self):
+        """(exit code, what it printed)."""
+        output = self.process.communicate(timeout=90)[0]
+        return self.process.returncode, output
+
+
+def launched(processes, *command):
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *command]
+
+
+def test_two_processes_equal_one_with_two_parts(trained, repository):
+    with Program(repository, launched(2, "tools/train_net.py", *words(trained, "two"), "SOLVER.MAX_ITER", "2")) as both:
+        assert train_main(words(trained, "parts", "SOLVER.ACCUMULATE", "2", "SOLVER.MAX_ITER", "2")) == 0
+        code, output = both.end()
+    assert code == 0, output
+    two, parts = weights(trained, "two"), weights(trained, "parts")
+    for name in parts:
+        torch.testing.assert_close(two[name], parts[name], rtol=1e-5, atol=1e-6)
+    losses = [[row["loss"] for row in lines(trained / folder / "metrics.jsonl") if "loss" in row] for folder in ("two", "parts")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    # Five images among two processes.
+    results = [json.loads((trained / folder / "results.json").read_text()) for folder in ("two", "parts")]
+    assert results[0]["images"] == 5 and results[0]["bbox"] == pytest.approx(results[1]["bbox"])
+
+
+COLLECT = """
+import sys, time, torch
+from maskrcnn_bench.utils import comm
+comm.start(torch.device("cpu"))
+rank = comm.get_rank()
+shards = [[f"{r}-{k}" for k in range(n)] for r, n in enumerate((0, 150, 3))]
+found = comm.gather_items(shards[rank], chunk=64)
+assert sorted(found) == (sorted(sum(shards, [])) if rank == 0 else []), found
+assert comm.all_gather(rank) == [0, 1, 2] and comm.broadcast(rank) == 0
+assert comm.mean_over_processes(torch.tensor([float(rank), float("nan") if rank == 1 else 0.0])).tolist()[0] == 1.0
+comm.synchronize("everything so far")
+comm.TIMEOUT = comm.timedelta(seconds=2)
+if rank == 2:
+    time.sleep(5)
+    sys.exit(3)
+try:
+    comm.synchronize("the end of the test")
+except RuntimeError as error:
+    print("CAUGHT", error)
+"""
+
+
+def test_shards_of_any_size_and_a_process_that_is_missing(repository, tmp_path):
+    (tmp_path / "collect.py").write_text(COLLECT)
+    with Program(repository, launched(3, str(tmp_path / "collect.py"))) as program:
+        code, output = program.end()
+    assert code != 0 and "AssertionError" not in output, output
+    assert re.search(r"exitcode *: 3\b", output), "the launcher tells which process failed\n" + output
+    assert re.search(r"CAUGHT rank 0 waited 0:00:02 in vain for: the end of the test.*ank.? .*2", output), output
+
+
+def test_sigterm_saves_and_a_new_start_goes_on(trained, repository):
+    endless = ("SOLVER.MAX_ITER", "10000", "SOLVER.CHECKPOINT_PERIOD", "10000")
+    with Program(repository, ["tools/train_net.py", *words(trained, "killed", "--skip-test", *endless)]) as program:
+        metrics, deadline = trained / "killed" / "metrics.jsonl", time.monotonic() + 60
+        while not (metrics.exists() and len(lines(metrics)) >= 2) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        program.process.send_signal(signal.SIGTERM)
+        code, output = program.end()
+    assert code == 143, output
+    (saved,) = (trained / "killed").glob("model_*.pth")
+    iteration = read_checkpoint(saved)["iteration"]
+    assert saved.name == f"model_{iteration:07d}.pth"
+    assert train_main(words(trained, "killed", "--skip-test", "SOLVER.MAX_ITER", str(iteration + 1))) == 0
+    assert read_checkpoint(trained / "killed" / "model_final.pth")["iteration"] == iteration + 1
+
+
+# testing
+
+
+class Photographs:
+    """Images of different sizes with one known object each."""
+
+    class_names = ("__background__", "thing")
+    categories = {1: "thing"}
+    sizes = [(200, 100), (50, 80), (120, 120)]
+
+    def __len__(self):
+        return 3
+
+    def get_img_info(self, i):
+        return {"width": self.sizes[i][0], "height": self.sizes[i][1], "id": i + 10, "file_name": f"{i}.jpg"}
+
+    def get_groundtruth(self, i):
+        width, height = self.sizes[i]
+        target = BoxList([[0.1 * width, 0.2 * height, 0.5 * width, 0.7 * height]], (width, height), pixel=0)
+        target.add_field("labels", torch.ones(1, dtype=torch.int64))
+        return target
+
+
+class Halves:
+    """A loader of images at half their size; its order is not the data set's."""
+
+    dataset = Photographs()
+
+    def __iter__(self):
+        for indices in ((2, 0), (1,)):
+            images = [torch.zeros(3, self.dataset.sizes[i][1] // 2, self.dataset.sizes[i][0] // 2) for i in indices]
+            yield to_image_list(images), None, indices
+
+
+class Oracle(nn.Module):
+    """Finds a box at the same fractions of every image; `beyond` makes it reach out of the image."""
+
+    def __init__(self, beyond=0.0):
+        super().__init__()
+        self.beyond = beyond
+
+    def forward(self, images):
+        assert not self.training and not torch.is_grad_enabled()
+        size = images.sizes[:, None]
+        corners = torch.tensor([0.1 - self.beyond, 0.2, 0.5, 0.7])
+        boxes = torch.cat([size * corners[:2], size * corners[2:]], dim=-1).repeat(1, 2, 1)
+        valid = torch.tensor([[True, False]]).repeat(len(images), 1)
+        fields = {"scores": torch.full(valid.shape, 0.9), "labels": torch.ones(valid.shape, dtype=torch.int64)}
+        return Detections(boxes, valid, images.sizes, fields, pixel=0)
+
+
+def test_detections_come_in_pixels_of_the_original_and_by_index():
+    model = Oracle().train()
+    found = predict(model, Halves(), "cpu")
+    assert model.training, "the mode is given back"
+    for i, (width, height) in enumerate(Photographs.sizes):
+        assert found[i].size == (width, height) and len(found[i]) == 1
+        expected = torch.tensor([[0.1 * width, 0.2 * height, 0.5 * width, 0.7 * height]])
+        torch.testing.assert_close(found[i].bbox, expected)
+
+
+def test_boxes_are_cut_to_the_original_where_asked():
+    boxlist = BoxList([[-4.0, 2, 10, 8], [-4, 2, -1, 8]], (20, 10), pixel=0)
+    info = {"width": 40, "height": 20}
+    assert to_original(boxlist, info).bbox.tolist() == [[-8, 4, 20, 16], [-8, 4, -2, 16]]
+    assert to_original(boxlist, info, clip=True).bbox.tolist() == [[0, 4, 20, 16]]
+
+
+def test_images_without_a_prediction_are_counted():
+    assert collect({2: "c", 0: "a"}, 3) == ["a", None, "c"]
+
+
+def test_a_perfect_model_gets_all_of_it(tmp_path):
+    results = inference(Oracle(), Halves(), "photographs", device="cpu", output_folder=str(tmp_path))
+    assert results["bbox"]["AP"] == pytest.approx(1.0)
+    assert flat_metrics(results)["bbox/AP50"] == pytest.approx(1.0)
+    assert json.loads((tmp_path / "results.json").read_text())["bbox"] == results["bbox"]
+    with pytest.raises(UnexpectedResults, match="bbox/AP"):
+        inference(Oracle(), Halves(), "photographs", device="cpu", expected_results=[("bbox", "AP", 0.5, 0.01)])
+
+
+def test_saved_predictions_are_plain(tmp_path):
+    save_predictions([None, Photographs().get_groundtruth(1)], str(tmp_path))
+    none, one = torch.load(tmp_path / "predictions.pth", weights_only=True)
+    assert none is None and one["size"] == (50, 80) and one["labels"].tolist() == [1] and one["bbox"].tolist() == [[5.0, 16.0, 25.0, 56.0]]

@@ -1,0 +1,544 @@
+"""The operators against slow references, each other and torchvision, with every way to run them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maskrcnn_bench.layers import ROIAlign, _ops, batched_nms_keep, bitmap_targets, nms, polygon_targets, roi_align
+from maskrcnn_bench.layers import mask_targets as mask_page
+
+# `layers.nms` and `layers.roi_align` are the functions; their pages have the same names.
+nms_page = sys.modules["maskrcnn_bench.layers.nms"]
+roi_page = sys.modules["maskrcnn_bench.layers.roi_align"]
+OPS = torch.ops.maskrcnn_bench
+RULES = [(0.0, 1.0), (0.5, 0.0), (0.25, 2.0)]  # (shift, min_size): the original, the aligned, neither
+unsafe_only = pytest.mark.skipif(_ops.load() != "csrc", reason="only the compiled kernels read memory without torch's checks")
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def random_boxes(seed: int, *shape: int, frame: float = 60.0, largest: float = 30.0) -> torch.Tensor:
+    corner = torch.rand(*shape, 2, generator=generator(seed)) * frame - 5
+    side = torch.rand(*shape, 2, generator=generator(seed + 1)) * largest
+    return torch.cat([corner, corner + side], -1)
+
+
+# --------------------------------------------------------------------------------------------------------- nms
+
+NMS = {"op": OPS.nms, "torch": nms_page._nms_torch, "torchvision": nms_page._nms_torchvision}
+
+
+def slow_nms(boxes, scores, valid, threshold, pixel, max_keep):
+    """One pair of boxes after the other, in float32."""
+    keep = np.zeros(valid.shape, bool)
+    for row in range(valid.shape[0]):
+        box = boxes[row].numpy()
+        order = sorted(np.flatnonzero(valid[row].numpy()), key=lambda i: -scores[row, i].item())  # sorted() is stable
+        kept = []
+        for i in order:
+            if len(kept) == max_keep:
+                break
+            if all(float(slow_iou(box[i], box[j], np.float32(pixel))) <= threshold for j in kept):
+                kept.append(i)
+        keep[row, kept] = True
+    return torch.from_numpy(keep)
+
+
+def slow_iou(a, b, pixel):
+    sides = np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]) + pixel, np.float32(0))
+    inter = sides[0] * sides[1]
+    union = np.prod(a[2:] - a[:2] + pixel) + np.prod(b[2:] - b[:2] + pixel) - inter
+    return inter / union if union > 0 else np.float32(0)
+
+
+@pytest.mark.parametrize("name", NMS)
+@pytest.mark.parametrize("pixel", [0.0, 1.0])
+@pytest.mark.parametrize("max_keep", [-1, 0, 3])
+def test_nms_equals_slow_reference(name, pixel, max_keep):
+    boxes = random_boxes(0, 4, 90)
+    scores = torch.rand(4, 90, generator=generator(2)).mul(8).round()  # many ties
+    valid = torch.rand(4, 90, generator=generator(3)) < torch.tensor([[1.0], [0.6], [0.1], [0.0]])
+    for threshold in (0.3, 0.5, 0.7):
+        args = (boxes, scores, valid, threshold, pixel, max_keep)
+        torch.testing.assert_close(NMS[name](*args), slow_nms(*args))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(*[st.integers(0, 12)] * 4, st.integers(0, 3), st.booleans()), min_size=0, max_size=25),
+    st.sampled_from([0.25, 1 / 3, 0.5, 0.6]),
+    st.sampled_from([0.0, 1.0]),
+)
+def test_nms_on_grid_boxes(rows, threshold, pixel):
+    """Whole numbers give overlaps equal to the threshold, boxes without area and boxes turned inside out."""
+    boxes = torch.tensor([row[:4] for row in rows], dtype=torch.float32).view(1, -1, 4)
+    scores = torch.tensor([[float(row[4]) for row in rows]]).view(1, -1)
+    valid = torch.tensor([[row[5] for row in rows]], dtype=torch.bool).view(1, -1)
+    args = (boxes, scores, valid, threshold, pixel, -1)
+    expected = slow_nms(*args)
+    assert torch.equal(OPS.nms(*args), expected)
+    assert torch.equal(nms_page._nms_torch(*args), expected)
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 1500, 4000])
+def test_nms_equals_torchvision(count):
+    boxes = random_boxes(count, count, frame=600, largest=90)
+    scores = torch.rand(count, generator=generator(4))
+    assert torch.equal(nms(boxes, scores, 0.5, pixel=0), torchvision.ops.nms(boxes, scores, 0.5))
+
+
+def test_nms_does_not_depend_on_threads_or_neighbours():
+    boxes, scores = random_boxes(7, 3, 6000, frame=4000, largest=60), torch.rand(3, 6000, generator=generator(8))
+    valid = torch.ones_like(scores, dtype=torch.bool)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = torch.cat([batched_nms_keep(boxes[i : i + 1], scores[i : i + 1], valid[i : i + 1], 0.5, 1.0) for i in range(3)])
+        torch.set_num_threads(4)
+        assert torch.equal(batched_nms_keep(boxes, scores, valid, 0.5, 1.0), alone)
+        assert torch.equal(batched_nms_keep(boxes[1:2], scores[1:2], valid[1:2], 0.5, 1.0), alone[1:2])
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", ["op", "torch"])
+def test_nms_padding_infinite_scores_and_nan(name):
+    boxes = random_boxes(9, 1, 4)
+    boxes[0, 1:] = boxes[0, :1] + torch.tensor([100.0, 0, 100, 0]) * torch.arange(1, 4)[:, None]  # apart from each other
+    boxes[0, 3] = torch.nan
+    scores = torch.tensor([[-math.inf, math.nan, -0.0, math.inf]])
+    valid = torch.tensor([[True, True, True, False]])
+    assert NMS[name](boxes, scores, valid, 0.5, 0.0, -1).tolist() == [[True, True, True, False]]
+    assert NMS[name](boxes, scores, valid, 0.5, 0.0, 1).tolist() == [[False, True, False, False]]  # NaN first, as torch.sort
+
+
+def test_nms_threshold_is_compared_as_a_double():
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 3]]])  # their IoU is the float32 next to .3, which is above .3
+    args = (boxes, torch.tensor([[2.0, 1.0]]), torch.ones(1, 2, dtype=torch.bool))
+    above = float(np.float32(0.3))
+    for name, run in NMS.items():
+        assert run(*args, 0.3, 0.0, -1).tolist() == [[True, False]], name
+        assert run(*args, above, 0.0, -1).tolist() == [[True, True]], name
+        assert run(*args, math.nextafter(above, 0), 0.0, -1).tolist() == [[True, False]], name
+
+
+# --------------------------------------------------------------------------------------------------- roi align
+
+ROI = {"op": OPS.roi_align, "torch": roi_page._roi_align_torch, "torchvision": roi_page._roi_align_torchvision}
+ROI_BACKWARD = {
+    "op": OPS.roi_align_backward,
+    "torch": roi_page._roi_align_backward_torch,
+    "torchvision": roi_page._roi_align_backward_torchvision,
+}
+
+
+def slow_roi_align(features, boxes, image_inds, levels, scales, height, width, sampling_ratio, shift, min_size):
+    """One bilinear sample after the other, in float64."""
+    out = torch.zeros(len(boxes), features[0].shape[1], height, width, dtype=torch.float64)
+    for r, level in enumerate(levels.tolist()):
+        if level < 0:
+            continue
+        x1, y1, x2, y2 = (boxes[r].double() * scales[level] - shift).tolist()
+        bin_h, bin_w = max(y2 - y1, min_size or -math.inf) / height, max(x2 - x1, min_size or -math.inf) / width
+        num_y, num_x = (sampling_ratio or max(0, math.ceil(size)) for size in (bin_h, bin_w))
+        image = features[level][image_inds[r]].double()
+        for i, j, a, b in itertools.product(range(height), range(width), range(num_y), range(num_x)):
+            y = y1 + (i + (a + 0.5) / num_y) * bin_h
+            x = x1 + (j + (b + 0.5) / num_x) * bin_w
+            out[r, :, i, j] += slow_sample(image, y, x) / (num_y * num_x)
+    return out
+
+
+def slow_sample(image, y, x):
+    height, width = image.shape[1:]
+    if not (-1 <= y <= height and -1 <= x <= width):
+        return 0
+    y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
+    top, left = int(y), int(x)
+    bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+    upper = image[:, top, left] * (1 - x + left) + image[:, top, right] * (x - left)
+    lower = image[:, bottom, left] * (1 - x + left) + image[:, bottom, right] * (x - left)
+    return upper * (1 - y + top) + lower * (y - top)
+
+
+def roi_case(rule=RULES[0], sampling_ratio=2, dtype=torch.float64, count=14, channels=3):
+    """Two levels, two images; boxes inside, across and beyond the border, without area, and padding."""
+    features = [torch.randn(2, channels, h, w, generator=generator(h), dtype=torch.float64).to(dtype) for h, w in ((12, 15), (6, 8))]
+    boxes = random_boxes(11, count)
+    boxes[:4] = torch.tensor([[5.0, 5, 5, 5], [-300, -300, -200, -200], [-20, -20, 90, 90], [7, 9, 8, 40]])[: min(count, 4)]
+    image_inds = torch.randint(0, 2, (count,), generator=generator(12))
+    levels = torch.randint(-1, 2, (count,), generator=generator(13))
+    levels[:4] = torch.tensor([0, 0, 1, 1])[: min(count, 4)]
+    return [features, boxes, image_inds, levels, [0.25, 0.125], 3, 2, sampling_ratio, *rule]
+
+
+@pytest.mark.parametrize("name", ROI)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("sampling_ratio", [0, 1, 2, 20])
+def test_roi_align_equals_slow_reference(name, rule, sampling_ratio):
+    args = roi_case(rule, sampling_ratio)
+    torch.testing.assert_close(ROI[name](*args), slow_roi_align(*args), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["torch", "torchvision"])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+def test_roi_align_backward_of_all_ways_agree(name, rule, sampling_ratio):
+    features, *rest, height, width, _, _, _ = roi_case(rule, sampling_ratio)
+    grad = torch.randn(14, 3, height, width, generator=generator(14), dtype=torch.float64)
+    args = (grad, *rest, [2, 3, 12, 15, 6, 8], sampling_ratio, *rule)
+    for mine, other in zip(OPS.roi_align_backward(*args), ROI_BACKWARD[name](*args), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+@pytest.mark.parametrize("rule", RULES)
+def test_roi_align_gradcheck(rule, sampling_ratio):
+    (a, b), *rest = roi_case(rule, sampling_ratio, count=5, channels=1)
+    assert torch.autograd.gradcheck(lambda a, b: roi_align([a, b], *rest), (a.requires_grad_(), b.requires_grad_()))
+
+
+@pytest.mark.parametrize("rule", RULES[:2])
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+def test_roi_align_equals_torchvision_at_real_size(rule, sampling_ratio):
+    feature = torch.randn(2, 80, 50, 68, generator=generator(15)).requires_grad_()
+    boxes = random_boxes(16, 60, frame=1000, largest=600)
+    image_inds = torch.randint(0, 2, (60,), generator=generator(17))
+    rois = torch.cat([image_inds[:, None].float(), boxes], 1)
+    ours = ROIAlign((7, 7), 1 / 16, sampling_ratio, aligned=rule[0] == 0.5)(feature, rois)
+    theirs = torchvision.ops.roi_align(feature, rois, 7, 1 / 16, sampling_ratio, rule[0] == 0.5)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    grad = torch.randn(theirs.shape, generator=generator(18))
+    (mine,), (other,) = (torch.autograd.grad(out, feature, grad) for out in (ours, theirs))
+    torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+
+
+def test_roi_align_of_a_level_alone_equals_the_pyramid():
+    features, boxes, inds, levels, scales, *rest = roi_case()
+    together = roi_align(features, boxes, inds, levels, scales, *rest)
+    for level in (0, 1):
+        alone = roi_align([features[level]], boxes, inds, torch.where(levels == level, 0, -1), [scales[level]], *rest)
+        assert torch.equal(alone[levels == level], together[levels == level])
+        assert not alone[levels != level].any()
+
+
+@pytest.mark.parametrize("name", ROI)
+def test_roi_align_reads_any_layout_and_answers_channels_last(name):
+    (a, b), boxes, *rest = roi_case(dtype=torch.float32)
+    expected = ROI[name]([a, b], boxes, *rest)
+    assert expected.is_contiguous(memory_format=torch.channels_last)
+    strided = torch.stack([a, a], -1)[..., 0]
+    spread_boxes = torch.stack([boxes, boxes], -1)[..., 1]
+    assert torch.equal(ROI[name]([strided, b.to(memory_format=torch.channels_last)], spread_boxes, *rest), expected)
+
+
+@pytest.mark.parametrize("name", ROI)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_roi_align_half_precision_is_summed_in_float32(name, dtype):
+    features, *rest = roi_case(dtype=dtype)
+    exact = ROI[name]([feature.float() for feature in features], *rest)
+    out = ROI[name](features, *rest)
+    assert out.dtype == dtype
+    assert torch.equal(out, exact.to(dtype))
+    grad = torch.randn(out.shape, generator=generator(19)).to(dtype)
+    (height, width), tail = out.shape[2:], rest[6:]
+    assert (height, width) == (rest[4], rest[5])
+    args = (*rest[:4], [2, 3, 12, 15, 6, 8], *tail)
+    for half, full in zip(ROI_BACKWARD[name](grad, *args), ROI_BACKWARD[name](grad.float(), *args), strict=True):
+        assert torch.equal(half, full.to(dtype))
+
+
+def test_roi_align_does_not_depend_on_threads():
+    features = [torch.randn(2, 40, 30, 30, generator=generator(20))]
+    boxes = random_boxes(21, 200, frame=120)
+    inds, levels = torch.arange(200) % 2, torch.zeros(200, dtype=torch.int64)
+    grad = torch.randn(200, 40, 7, 7, generator=generator(22))
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            out = roi_align(features, boxes, inds, levels, [0.25], 7, 7, 2, 0.5, 0.0)
+            maps = OPS.roi_align_backward(grad, boxes, inds, levels, [0.25], [2, 40, 30, 30], 2, 0.5, 0.0)
+            results.append((out, maps[0]))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(result[i], results[0][i]) for result in results for i in (0, 1))
+
+
+@pytest.mark.parametrize("name", ["op", "torch"])
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+def test_roi_align_padding_holds_anything(name, sampling_ratio):
+    args = roi_case(RULES[1], sampling_ratio)
+    clean = ROI[name](*args)
+    args[1], args[2] = args[1].clone(), args[2].clone()
+    padding = args[3] < 0
+    assert padding.any()
+    args[1][padding] = torch.tensor([1e4, -1e4, 3.0, 7.0])
+    args[2][padding] = 77
+    assert torch.equal(ROI[name](*args), clean)
+
+
+@unsafe_only
+def test_roi_align_survives_boxes_without_sense():
+    args = roi_case(RULES[1], 0)
+    args[1][:3] = torch.tensor([[0, 0, 1e30, 1e30], [0, 0, math.inf, 5], [math.nan] * 4])
+    args[1][3:6] = torch.tensor([[9, 9, 2, 2], [-1e30, 0, 1e30, 9], [1e9, 0, 1e9, 5]])
+    args[3][:6] = 0
+    assert OPS.roi_align(*args).shape == (14, 3, 3, 2)
+
+
+# ------------------------------------------------------------------------------------------------ mask targets
+
+
+def pack_polygons(objects, dtype=torch.float64):
+    """objects: lists of rings of (x, y) -> vertices, ring_offsets, object_offsets."""
+    rings = [ring for rings in objects for ring in rings]
+    vertices = torch.tensor([point for ring in rings for point in ring], dtype=dtype).view(-1, 2)
+    ring_offsets = torch.tensor([0, *itertools.accumulate(len(ring) for ring in rings)])
+    object_offsets = torch.tensor([0, *itertools.accumulate(len(rings) for rings in objects)])
+    return vertices, ring_offsets, object_offsets
+
+
+def random_objects(seed, count):
+    """Polygons inside, across and far outside the frame; whole, half and fine coordinates; points that repeat."""
+    rng = np.random.default_rng(seed)
+    objects = []
+    for _ in range(count):
+        rings = []
+        for _ in range(rng.integers(1, 4)):
+            centre, spread = rng.uniform(-20, 60, 2), rng.choice([1, 8, 30, 300])
+            ring = centre + rng.normal(size=(rng.integers(2, 12), 2)) * spread
+            ring = np.round(ring * (step := rng.choice([1, 2, 5, 10, 1000]))) / step
+            if rng.random() < 0.3:
+                ring = ring[rng.integers(0, len(ring), len(ring) + 2)]
+            if rng.random() < 0.2:
+                ring[:, rng.integers(0, 2)] = ring[0, 0]
+            rings.append(ring.tolist())
+        objects.append(rings)
+    return objects
+
+
+@pytest.mark.parametrize("resolution", [1, 14, 28, 33])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_polygon_targets_equal_pycocotools(resolution, dtype):
+    packed = pack_polygons(random_objects(resolution, 600), dtype)
+    rng = np.random.default_rng(5)
+    frames = torch.from_numpy(np.concatenate([rng.uniform(-5, 20, (600, 2)), rng.uniform(0.1, 3, (600, 2))], 1)).to(dtype)
+    frames[::3] = torch.tensor([0, 0, 1, 1])
+    args = (*packed, frames, torch.arange(600), resolution)
+    expected = mask_page._polygon_targets_pycocotools(*args)
+    assert 0.02 < expected.float().mean() < 0.98
+    assert torch.equal(polygon_targets(*args), expected)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.lists(st.tuples(st.integers(-60, 150), st.integers(-60, 150)), min_size=3, max_size=9), min_size=1, max_size=3))
+def test_polygon_targets_on_tenths_of_a_pixel(rings):
+    packed = pack_polygons([rings])
+    args = (*packed, torch.tensor([[0, 0, 0.1, 0.1]], dtype=torch.float64), torch.tensor([0]), 9)
+    assert torch.equal(polygon_targets(*args), mask_page._polygon_targets_pycocotools(*args))
+
+
+def test_polygon_targets_odd_inputs():
+    square = [(2.0, 2.0), (8.0, 2.0), (8.0, 8.0), (2.0, 8.0)]
+    packed = pack_polygons([[square], [], [square[:2]], [square[:2], square]])
+    frames = torch.tensor([[0.0, 0, 1, 1]]).repeat(5, 1)
+    out = polygon_targets(*packed, frames, torch.tensor([0, 1, 2, 3, -1]), 10)
+    assert out.flatten(1).sum(1).tolist() == [36, 0, 0, 36, 0]
+    far = polygon_targets(*packed, torch.tensor([[math.nan, 0, 1, 1], [0, 0, math.inf, 1], [-1e9, 0, 1e9, 1]]), torch.tensor([0, 0, 0]), 10)
+    assert far.shape == (3, 10, 10)
+
+
+def random_crops(seed, count):
+    """bitmaps and geometry as the operator wants them, and the same crops on canvases of 160 x 160 pixels."""
+    rng = np.random.default_rng(seed)
+    flat, geometry, canvases, offset = [], [], np.zeros((count, 160, 160), np.float32), 0
+    for g in range(count):
+        x0, y0, width, height = *rng.integers(30, 90, 2), *rng.integers(1, 40, 2)
+        crop = (rng.random((height, width)) < 0.6).astype(np.uint8)
+        canvases[g, y0 : y0 + height, x0 : x0 + width] = crop
+        flat.append(crop.ravel())
+        geometry.append((offset, x0, y0, width, height))
+        offset += crop.size
+    return torch.from_numpy(np.concatenate(flat)), torch.tensor(geometry), torch.from_numpy(canvases)
+
+
+def test_bitmap_targets_equal_torchvision():
+    bitmaps, geometry, canvases = random_crops(0, 80)
+    boxes = random_boxes(30, 80, frame=60, largest=60) + 30
+    boxes[::2, :2] = boxes[::2, :2].round()
+    boxes[::2, 2:] = boxes[::2, :2] + 28  # averages of four pixels, many of exactly one half
+    inds = torch.arange(80)
+    expected = torchvision.ops.roi_align(canvases[:, None], torch.cat([inds[:, None].float(), boxes], 1), 14, 1.0, 0, True)[:, 0]
+    assert (expected == 0.5).sum() > 50
+    out = bitmap_targets(bitmaps, geometry, boxes, inds, 14)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
+    if _ops.load() == "csrc":
+        assert torch.equal(out, expected)
+    slow = mask_page._bitmap_targets_torch(bitmaps, geometry, boxes, inds, 14)
+    torch.testing.assert_close(slow, expected, rtol=0, atol=1e-4)
+
+
+def test_bitmap_targets_move_with_the_object():
+    bitmaps, geometry, _ = random_crops(2, 20)
+    boxes = (random_boxes(31, 20, frame=60, largest=60) + 30).round()
+    there = bitmap_targets(bitmaps, geometry, boxes, torch.arange(20), 8)
+    here = bitmap_targets(bitmaps, geometry - torch.tensor([0, 64, 64, 0, 0]), boxes - 64, torch.arange(20), 8)
+    torch.testing.assert_close(here, there, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("run", [OPS.bitmap_targets, mask_page._bitmap_targets_torch])
+def test_bitmap_targets_odd_inputs(run):
+    bitmaps = torch.ones(12, dtype=torch.uint8)
+    geometry = torch.tensor([[0, 10, 20, 4, 3], [0, 0, 0, 0, 0]])
+    boxes = torch.tensor([[10.0, 20, 14, 23], [0, 0, 5, 5], [10, 20, 14, 23], [12, 22, 11, 21], [10, 20, 14, 23]])
+    out = run(bitmaps, geometry, boxes, torch.tensor([0, 0, 1, 0, -1]), 2)
+    assert out.dtype == torch.float32
+    assert (out.flatten(1) > 0.4).all(1).tolist() == [True, False, False, False, False]
+    assert not out[1:].any()
+
+
+# ---------------------------------------------------------------------------------------------- all operators
+
+
+def nms_case(device="cpu"):
+    return random_boxes(40, 2, 9).to(device), torch.rand(2, 9).to(device), torch.ones(2, 9, dtype=torch.bool, device=device), 0.5, 1.0, 4
+
+
+def polygon_case():
+    return *pack_polygons(random_objects(1, 3), torch.float32), torch.tensor([[0.0, 0, 1, 1]] * 2), torch.tensor([2, -1]), 7
+
+
+def bitmap_case():
+    bitmaps, geometry, _ = random_crops(1, 3)
+    return bitmaps, geometry, random_boxes(41, 2), torch.tensor([1, -1]), 7
+
+
+def backward_case():
+    _, *rest, height, width, ratio, shift, min_size = roi_case()
+    return torch.randn(14, 3, height, width), *rest, [2, 3, 12, 15, 6, 8], ratio, shift, min_size
+
+
+def roi_case_with_grad():
+    features, *rest = roi_case(dtype=torch.float32)
+    return [feature.requires_grad_() for feature in features], *rest
+
+
+CASES = {
+    "nms": nms_case,
+    "roi_align": roi_case_with_grad,
+    "roi_align_backward": backward_case,
+    "polygon_targets": polygon_case,
+    "bitmap_targets": bitmap_case,
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_opcheck(name):
+    torch.library.opcheck(getattr(OPS, name).default, CASES[name]())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_boxes(name):
+    inds = torch.zeros(0, dtype=torch.int64)
+    bitmaps = [torch.zeros(0, dtype=torch.uint8), torch.zeros(0, 5, dtype=torch.int64)]
+    empty = {
+        "nms": [torch.zeros(2, 0, 4), torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.bool), 0.5, 0.0, -1],
+        "roi_align": roi_case(count=0, dtype=torch.float32),
+        "roi_align_backward": [torch.zeros(0, 3, 2, 2), *roi_case(count=0)[1:5], [2, 3, 12, 15, 6, 8], 2, 0.0, 1.0],
+        "polygon_targets": [*pack_polygons([]), torch.zeros(0, 4), inds, 5],
+        "bitmap_targets": [*bitmaps, torch.zeros(0, 4), inds, 5],
+    }[name]
+    choices = [getattr(OPS, name), *_ops._replacements[name].values()]
+    shapes = {"nms": [(2, 0)], "roi_align": [(0, 3, 3, 2)], "roi_align_backward": [(2, 3, 12, 15), (2, 3, 6, 8)]}
+    for run in choices:
+        out = run(*empty)
+        out = out if isinstance(out, list) else [out]
+        assert [tuple(tensor.shape) for tensor in out] == shapes.get(name, [(0, 5, 5)])
+        assert not any(tensor.any() for tensor in out)
+
+
+def test_nms_without_rows():
+    assert OPS.nms(torch.zeros(0, 5, 4), torch.zeros(0, 5), torch.zeros(0, 5, dtype=torch.bool), 0.5, 0.0, -1).shape == (0, 5)
+    assert nms(torch.zeros(0, 4), torch.zeros(0), 0.5).shape == (0,)
+
+
+def test_autocast():
+    boxes, scores, valid, *rest = nms_case()
+    features, *roi = roi_case(dtype=torch.bfloat16)
+    vertices, *polygon = polygon_case()
+    bitmaps, geometry, targets_boxes, *bitmap = bitmap_case()
+    half, wide = (boxes.half(), scores.half(), valid, *rest), (boxes.half().float(), scores.half().float(), valid, *rest)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(batched_nms_keep(*half), batched_nms_keep(*wide))
+        assert roi_align(features, *roi).dtype == torch.bfloat16
+        assert roi_align([feature.float() for feature in features], *roi).dtype == torch.float32
+        assert torch.equal(polygon_targets(vertices, *polygon), OPS.polygon_targets(vertices, *polygon))
+        assert polygon_targets(vertices.half(), *polygon).dtype == torch.uint8
+        assert bitmap_targets(bitmaps, geometry, targets_boxes.bfloat16(), *bitmap).dtype == torch.float32
+
+
+def test_compiles_into_one_graph():
+    features, *roi = roi_case(dtype=torch.float32)
+    boxes, scores, valid, *rest = nms_case()
+
+    def step(features, boxes):
+        return roi_align(features, *roi), batched_nms_keep(boxes, scores, valid, *rest)
+
+    compiled = torch.compile(step, fullgraph=True, backend="eager")
+    for mine, other in zip(compiled(features, boxes), step(features, boxes), strict=True):
+        assert torch.equal(mine, other)
+
+
+def wrong(case, position, value):
+    args = list(case)
+    args[position] = value
+    return args
+
+
+@pytest.mark.parametrize(
+    ("run", "args", "message"),
+    [
+        (batched_nms_keep, wrong(nms_case(), 0, torch.zeros(2, 9, 5)), r"boxes: expected shape \[2, 9, 4\], got \[2, 9, 5\]"),
+        (batched_nms_keep, wrong(nms_case(), 2, torch.ones(9)), r"valid: expected shape \[2, 9\], got \[9\]"),
+        (OPS.nms, wrong(nms_case(), 2, torch.ones(2, 9)), "valid: expected Bool, got Float"),
+        (roi_align, wrong(roi_case(), 2, torch.zeros(3)), r"image_inds: expected shape \[14\], got \[3\]"),
+        (roi_align, wrong(roi_case(), 4, [0.25]), "one scale a level, got 2 levels, 1 scales"),
+        (roi_align, wrong(roi_case(), 0, [torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, 4)]), r"features\[1\]: expected shape \[2, 3, H1"),
+        (polygon_targets, wrong(polygon_case(), 3, torch.zeros(2, 3)), r"frames: expected shape \[R, 4\], got \[2, 3\]"),
+        (bitmap_targets, wrong(bitmap_case(), 1, torch.zeros(2, 4)), r"geometry: expected shape \[G, 5\], got \[2, 4\]"),
+        (ROIAlign((7, 7), 1.0, 2), [torch.zeros(1, 1, 4, 4), torch.zeros(3, 4)], r"rois: expected shape \[R, 5\], got \[3, 4\]"),
+    ],
+)
+def test_wrong_shapes(run, args, message):
+    if not isinstance(run, torch._ops.OpOverloadPacket) or _ops.load() == "csrc":
+        with pytest.raises(ValueError, match=message):
+            run(*args)
+
+
+@unsafe_only
+@pytest.mark.parametrize(
+    ("run", "args", "message"),
+    [
+        (roi_align, wrong(roi_case(), 2, torch.full((14,), 2)), r"image_inds\[\d+\]: expected 0 to 1, got 2"),
+        (roi_align, wrong(roi_case(), 3, torch.full((14,), 2)), r"levels\[0\]: expected -1 \(padding\) to 1, got 2"),
+        (polygon_targets, wrong(polygon_case(), 4, torch.tensor([0, 3])), r"object_inds\[1\]: expected -1 \(none\) to 2, got 3"),
+        (polygon_targets, wrong(polygon_case(), 2, torch.tensor([0, 2, 1, 99])), r"object_offsets\[2\]: expected ascending"),
+        (bitmap_targets, wrong(bitmap_case(), 3, torch.tensor([7, 0])), r"object_inds\[0\]: expected -1 \(none\) to 2, got 7"),
+        (bitmap_targets, wrong(bitmap_case(), 0, torch.zeros(3, dtype=torch.uint8)), r"geometry\[0\]: expected .* inside 3 pixels"),
+    ],
+)
+def test_wrong_indices_never_leave_the_tensors(run, args, message):
+    with pytest.raises(IndexError, match=message):
+        run(*args)
