@@ -24,6 +24,7 @@ BORDER = {
     "modeling/detector.py",
     "modeling/build.py",
     "data/build.py",
+    "demo/predictor.py",
     "engine/launch.py",
     "weights/__init__.py",
     "utils/checkpoint.py",

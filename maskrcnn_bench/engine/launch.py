@@ -71,7 +71,9 @@ def _fail(error: BaseException, advice: str = "") -> int:
         raise error
     where = f" (rank {comm.get_rank()})" if comm.get_world_size() > 1 else ""
     print(f"error{where}: {error}{advice}", file=sys.stderr, flush=True)
-    logging.getLogger(NAME).error("%s%s", error, advice, extra=FILE_ONLY)
+    logger = logging.getLogger(NAME)
+    if logger.handlers:
+        logger.error("%s%s", error, advice, extra=FILE_ONLY)
     return 1
 
 

@@ -1,0 +1,162 @@
+"""Finding and reading images of any kind: as a path, a PIL image, an array or a tensor they become RGB pictures of 8 bits."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..data.datasets.photo import to_rgb
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".ppm", ".pgm", ".jp2")
+OVERLAY = "_det"
+"""Ends the names of the pictures that `predict` makes; they are not taken for images when a folder is read."""
+
+
+class Found(NamedTuple):
+    """An image file.
+
+    Attributes:
+        path: as it can be opened.
+        name: relative to the folder that was asked for, with `/`; of a file that was named itself, its name.
+    """
+
+    path: str
+    name: str
+
+
+def find_images(sources: Sequence[str | os.PathLike]) -> list[Found]:
+    """The images that files, folders (with all below them) and patterns such as `shots/*.png` mean.
+
+    Files come in the order given, those of a folder by name with numbers in order; nothing comes twice.
+
+    Raises:
+        FileNotFoundError: when a source does not exist or matches nothing, or there is no image at all.
+    """
+    found: dict[str, Found] = {}
+    for source in map(os.fspath, sources):
+        for image in _of_source(source):
+            found.setdefault(os.path.abspath(image.path), image)
+    if not found:
+        places = ", ".join(map(os.fspath, sources)) or "nothing"
+        raise FileNotFoundError(f"no images in {places}; expected files that end with {' '.join(SUFFIXES)}")
+    return list(found.values())
+
+
+def _of_source(source: str) -> list[Found]:
+    if os.path.isdir(source):
+        inside = (path for path in Path(source).rglob("*") if _looks_like_image(path))
+        return [Found(str(path), path.relative_to(source).as_posix()) for path in sorted(inside, key=natural_order)]
+    if os.path.lexists(source):
+        # A file that was named is tried whatever its name ends with.
+        return [Found(source, os.path.basename(source))]
+    matches = sorted(glob.glob(source, recursive=True), key=natural_order)
+    if not matches:
+        what = "matches nothing" if glob.has_magic(source) else "does not exist"
+        raise FileNotFoundError(f"{source} {what}; expected an image, a folder of images, or a pattern such as 'folder/*.jpg'")
+    folders = [image for path in matches if os.path.isdir(path) for image in _of_source(path)]
+    return [Found(path, os.path.basename(path)) for path in matches if _looks_like_image(Path(path))] + folders
+
+
+def _looks_like_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.stem.endswith(OVERLAY) and path.is_file()
+
+
+def natural_order(path: str | os.PathLike) -> list[tuple[int, str]]:
+    """A key that sorts 2.jpg before 10.jpg."""
+    return [(int(part), "") if part.isdigit() and part.isascii() else (0, part) for part in re.split(r"([0-9]+)", os.fspath(path))]
+
+
+def read_image(path: str | os.PathLike) -> Image.Image:
+    """Reads a file as RGB, turned upright by its EXIF data; of an animation the first frame.
+
+    Raises:
+        OSError: when there is no such file, or it cannot be decoded whole.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of large pictures, and refuses those twice as large; the first are welcome here.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.load()
+                # Tags that cannot be read are an error only now.
+                return to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise OSError(f"{path} is a folder, not an image") from None
+    except UnidentifiedImageError:
+        raise OSError(f"{path} is not an image that Pillow can read{_empty(path)}") from None
+    except Image.DecompressionBombError as error:
+        raise OSError(f"{path} is too large ({error}); scale it down, or cut it into tiles") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise OSError(f"{path} cannot be read ({error or type(error).__name__}); copy it again from its source") from error
+
+
+def _empty(path: str | os.PathLike) -> str:
+    return ": the file is empty" if os.path.getsize(path) == 0 else ""
+
+
+def as_picture(image: Any, channels: str = "BGR") -> Image.Image:
+    """An image in any form as RGB.
+
+    Args:
+        image: a path; a PIL image (as it is, EXIF data change nothing); an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] with
+            the order of `channels`; or a tensor [1, H, W], [3, H, W] or [4, H, W] in RGB. Numbers are uint8, uint16, or floats
+            from 0 to 1; a fourth channel is opacity and is left out.
+        channels: "BGR", as OpenCV has it, or "RGB": order in arrays.
+    Raises:
+        ValueError, TypeError: when it is none of these.
+        OSError: when the file cannot be read.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    if hasattr(image, "detach"):
+        pixels, channels = _channels_last(image.detach().cpu()), "RGB"
+    elif isinstance(image, np.ndarray):
+        pixels = image
+    else:
+        raise TypeError(f"image: expected a path, a PIL image, a numpy array or a tensor, got {type(image).__name__}")
+    return Image.fromarray(_rgb_pixels(pixels, channels))
+
+
+def _channels_last(tensor: Any) -> np.ndarray:
+    if tensor.dim() != 3 or tensor.shape[0] not in (1, 3, 4):
+        raise ValueError(f"image: expected a tensor of shape [3, H, W], got {list(tensor.shape)}")
+    return tensor.permute(1, 2, 0).numpy()
+
+
+def _rgb_pixels(pixels: np.ndarray, channels: str) -> np.ndarray:
+    """[H, W, 3] uint8 from any array that `as_picture` takes."""
+    if channels not in ("BGR", "RGB"):
+        raise ValueError(f"channels: expected 'BGR' or 'RGB', got {channels!r}")
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or 0 in pixels.shape:
+        raise ValueError(f"image: expected an array of shape [H, W, 3] or [H, W] with at least one pixel, got {list(pixels.shape)}")
+    pixels = _eight_bits(pixels[..., :3])
+    if pixels.shape[2] == 1:
+        return np.repeat(pixels, 3, axis=2)
+    return np.ascontiguousarray(pixels[..., ::-1] if channels == "BGR" else pixels)
+
+
+def _eight_bits(pixels: np.ndarray) -> np.ndarray:
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype == np.uint16:
+        return (pixels >> 8 if pixels.max() > 255 else pixels).astype(np.uint8)
+    if pixels.dtype.kind == "f" and pixels.min() >= 0 and pixels.max() <= 1:
+        return np.rint(pixels * 255).astype(np.uint8)
+    raise ValueError(f"image: expected numbers of type uint8 or uint16, or floats from 0 to 1; got {_range(pixels)}")
+
+
+def _range(pixels: np.ndarray) -> str:
+    return f"{pixels.dtype} from {pixels.min():g} to {pixels.max():g}" if pixels.dtype.kind in "iuf" else str(pixels.dtype)

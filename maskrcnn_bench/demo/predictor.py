@@ -1,0 +1,338 @@
+"""COCODemo: a trained model as one object that takes images and answers detections or pictures. A border file.
+
+The name and the methods are those of maskrcnn-benchmark's demo; images may be paths, PIL images, arrays or tensors here. The class
+is not tied to COCO: names come from the checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor, nn
+
+from ..config import explicit_keys, get_defaults, load_config
+from ..config.dialect import get_dialect
+from ..config.node import leaves
+from ..data.transforms import Compose, Resize, ToTensor
+from ..engine.arguments import config_beside
+from ..engine.inference import to_original
+from ..engine.launch import resolve_device
+from ..modeling.detector import build_detection_model
+from ..solver import changed
+from ..structures.bounding_box import BoxList
+from ..structures.image_list import to_image_list
+from ..structures.mask_paste import Masker, paste_rle
+from ..utils.checkpoint import DetectronCheckpointer, describe_checkpoint, find_weights, last_checkpoint
+from ..weights import load_into
+from . import draw
+from .images import as_picture, find_images
+
+logger = logging.getLogger("maskrcnn_bench.demo")
+
+# From cold to hot in even steps of brightness, so that it can be read without seeing colours. RGB, dark to light.
+_HEAT = np.array([(0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164)])
+
+_COCO_IDS = 91
+_UNUSED_COCO_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+
+
+class COCODemo:
+    """A model with its weights, ready for images.
+
+    Args:
+        cfg: the configuration; its weights are those of the last checkpoint in OUTPUT_DIR, else MODEL.WEIGHT.
+        confidence_threshold: least score of what is shown.
+        show_mask_heatmaps: show masks as a montage of heat maps instead of overlays.
+        masks_per_dim: the montage has this many masks in a row, and rows.
+        min_image_size: length that the shorter side of an image is brought to, pixels. The longer one stays below
+            INPUT.MAX_SIZE_TEST.
+        weight_loading: weights to take instead: a file, an address, or a catalog:// name.
+    Raises:
+        ValueError: when the weights leave a part of the model without values, or the configuration cannot be built.
+    """
+
+    CATEGORIES: Sequence[str] = (
+        "__background__",
+        *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light", "fire hydrant"),
+        *("stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe"),
+        *("backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite", "baseball bat"),
+        *("baseball glove", "skateboard", "surfboard", "tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl"),
+        *("banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch"),
+        *("potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave"),
+        *("oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush"),
+    )
+    """Names of the labels, background first. A checkpoint's own names take their place, unless a subclass has set them. Where a
+    checkpoint has none and the number of classes is not COCO's, an instance has "class 1" and so on."""
+
+    def __init__(
+        self,
+        cfg: Any,
+        confidence_threshold: float = 0.7,
+        show_mask_heatmaps: bool = False,
+        masks_per_dim: int = 2,
+        min_image_size: int = 224,
+        weight_loading: str | os.PathLike | None = None,
+    ):
+        if cfg.MODEL.RPN_ONLY and not cfg.MODEL.RETINANET_ON:
+            raise ValueError("MODEL.RPN_ONLY: such a model proposes boxes but knows no classes, so there is nothing to show")
+        self.cfg = cfg.clone()
+        self.confidence_threshold = confidence_threshold
+        self.show_mask_heatmaps = show_mask_heatmaps
+        self.masks_per_dim = masks_per_dim
+        self.min_image_size = min_image_size
+        rules = get_dialect(cfg.MODEL.DIALECT)
+        self.mask_rule, self._rounding, self._clip = rules.mask_paste, rules.resize_rounding, rules.clip_rescaled
+        self.mask_threshold = cfg.MODEL.ROI_MASK_HEAD.POSTPROCESS_MASKS_THRESHOLD
+        self.masker = Masker(-1 if show_mask_heatmaps else self.mask_threshold, padding=1, rule=self.mask_rule)
+        self.device = resolve_device(cfg.MODEL.DEVICE)
+        self.model = build_detection_model(cfg)
+        weights = weight_loading or last_checkpoint(cfg.OUTPUT_DIR) or cfg.MODEL.WEIGHT
+        names = _load_trained(cfg, self.model, os.fspath(weights)).get("class_names", ())
+        self.model.eval().to(self.device, memory_format=torch.channels_last)
+        if type(self).CATEGORIES is COCODemo.CATEGORIES:
+            self.CATEGORIES = tuple(names) or _coco_names(_num_classes(cfg)[1])
+        self.transforms = self.build_transform()
+
+    @classmethod
+    def from_weights(
+        cls, weights: str | os.PathLike, config_file: str = "", opts: Sequence[str] = (), confidence_threshold: float = 0.7
+    ) -> COCODemo:
+        """A demo from a trained model alone, at the image size of its tests.
+
+        Args:
+            weights: a file, an address, a catalog:// name, or the output folder of a training.
+            config_file: needed for weights of other projects, which do not carry their configuration.
+            opts: changes of the configuration, KEY VALUE or KEY=VALUE.
+        Raises:
+            FileNotFoundError: when a file is missing.
+            ValueError: when the configuration is not known, or does not fit the weights.
+        """
+        path = find_weights(_in_folder(os.fspath(weights)), get_defaults().PATHS_CATALOG, logger)
+        cfg = _config_of(path, config_file, opts)
+        return cls(cfg, confidence_threshold, min_image_size=cfg.INPUT.MIN_SIZE_TEST, weight_loading=path)
+
+    def build_transform(self) -> Compose:
+        """What is done to an image before the model normalises it: RGB picture to uint8 tensor."""
+        return Compose([Resize(self.min_image_size, self.cfg.INPUT.MAX_SIZE_TEST, self._rounding), ToTensor()])
+
+    # detections
+
+    def predict(self, images: Any, batch_size: int = 4, channels: str = "BGR") -> Iterator[BoxList]:
+        """Detections of one image after the other, in the order given, while images are still being read.
+
+        Args:
+            images: any iterable of images as `as_picture` takes them, or one image, or the path of a folder or a pattern.
+            batch_size: how many images are in memory, and at most go through the model, at once.
+            channels: order of the channels in arrays, "BGR" or "RGB".
+        Yields:
+            All detections of an image, best first, in its own pixels, with fields `labels`, `scores` and, from a model with
+            masks, `mask`: probabilities [n, 1, S, S].
+        """
+        if isinstance(images, (str, os.PathLike)):
+            images = [found.path for found in find_images([images])]
+        if isinstance(images, (Image.Image, np.ndarray, Tensor)) and getattr(images, "ndim", 3) <= 3:
+            images = [images]
+        pictures = (as_picture(image, channels) for image in images)
+        while batch := list(islice(pictures, batch_size)):
+            yield from self.detect(batch)
+
+    @torch.no_grad()
+    def detect(self, pictures: Sequence[Image.Image]) -> list[BoxList]:
+        """Detections of RGB pictures, as `predict` yields them.
+
+        Only pictures of one padded size share a run of the model, so that no result depends on what else is in the list.
+        """
+        tensors = [self.transforms(picture)[0] for picture in pictures]
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, tensor in enumerate(tensors):
+            groups.setdefault(_padded(tensor.shape[1:], self.model.size_divisible), []).append(index)
+        found: dict[int, BoxList] = {}
+        for inds in groups.values():
+            for index, boxlist in zip(inds, self._run([tensors[i] for i in inds]), strict=True):
+                width, height = pictures[index].size
+                found[index] = to_original(boxlist, {"width": width, "height": height}, self._clip)
+        return [found[index] for index in range(len(pictures))]
+
+    def _run(self, tensors: list[Tensor]) -> list[BoxList]:
+        """Detections in pixels of the resized images, on the CPU."""
+        images = to_image_list(tensors, self.model.size_divisible).to(self.device)
+        dtype = getattr(torch, self.cfg.DTYPE)
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            return list(self.model(images).to("cpu"))
+
+    def compute_prediction(self, original_image: Any) -> BoxList:
+        """All detections of one image (arrays in BGR), in its pixels, with masks pasted into it: `mask` [n, 1, H, W] uint8."""
+        (predictions,) = self.detect([as_picture(original_image)])
+        if predictions.has_field("mask"):
+            predictions.add_field("mask", self.masker([predictions.get_field("mask")], [predictions])[0])
+        return predictions
+
+    def select_top_predictions(self, predictions: BoxList) -> BoxList:
+        """Those above the confidence threshold, best first."""
+        predictions = predictions[predictions.get_field("scores") > self.confidence_threshold]
+        return predictions[predictions.get_field("scores").argsort(descending=True, stable=True)]
+
+    def run_lengths(self, predictions: BoxList) -> list[dict] | None:
+        """The masks in COCO's run lengths, from probabilities, in the image's pixels; None from a model without masks."""
+        if not predictions.has_field("mask"):
+            return None
+        return paste_rle(predictions.get_field("mask"), predictions.bbox, predictions.size, self.mask_threshold, self.mask_rule)
+
+    # pictures: arrays in BGR, [H, W, 3] uint8
+
+    def run_on_opencv_image(self, image: Any) -> np.ndarray:
+        """The image with what was found on it.
+
+        Args:
+            image: as OpenCV reads it (BGR), or another form that `as_picture` takes.
+        Returns:
+            A new image. BGR, [H, W, 3] uint8
+        """
+        picture = as_picture(image)
+        top_predictions = self.select_top_predictions(self.detect([picture])[0])
+        result = _bgr(picture)
+        if self.show_mask_heatmaps:
+            return self.create_mask_montage(result, top_predictions)
+        for overlay in (self.overlay_mask, self.overlay_boxes, self.overlay_keypoints, self.overlay_class_names):
+            result = overlay(result, top_predictions)
+        return result
+
+    def compute_colors_for_labels(self, labels: Tensor) -> np.ndarray:
+        """The colour of each label. BGR, [n, 3] uint8"""
+        return draw.colors_of(labels)[:, ::-1]
+
+    def overlay_boxes(self, image: np.ndarray, predictions: BoxList) -> np.ndarray:
+        """A new image with the boxes drawn on it."""
+        return _bgr(draw.draw_boxes(as_picture(image), predictions))
+
+    def overlay_mask(self, image: np.ndarray, predictions: BoxList) -> np.ndarray:
+        """A new image with the masks drawn on it, translucent with contours."""
+        return _bgr(draw.draw_masks(as_picture(image), draw.with_masks(predictions, self.mask_threshold, self.mask_rule)))
+
+    def overlay_keypoints(self, image: np.ndarray, predictions: BoxList) -> np.ndarray:
+        """A new image with the keypoints drawn on it."""
+        return _bgr(draw.draw_keypoints(as_picture(image), predictions))
+
+    def overlay_class_names(self, image: np.ndarray, predictions: BoxList) -> np.ndarray:
+        """A new image with names and scores drawn on it."""
+        return _bgr(draw.draw_labels(as_picture(image), predictions, self.CATEGORIES))
+
+    def create_mask_montage(self, image: np.ndarray, predictions: BoxList) -> np.ndarray:
+        """A grid with the heat maps of the first masks, about as large as the image.
+
+        Raises:
+            ValueError: when the model has no masks.
+        """
+        if not predictions.has_field("mask"):
+            raise ValueError("a montage of masks needs a model with masks: MODEL.MASK_ON True, or show_mask_heatmaps=False")
+        side = self.masks_per_dim
+        first = predictions[: side * side]
+        masks = first.get_field("mask")
+        if masks.is_floating_point():
+            masks = self.masker([masks], [first])[0]
+        height, width = image.shape[0] // side, image.shape[1] // side
+        grid = np.zeros((max(height, 1) * side, max(width, 1) * side), dtype=np.uint8)
+        for place, mask in enumerate(masks[:, 0].numpy()):
+            row, column = divmod(place, side)
+            tile = Image.fromarray(mask if mask.max(initial=0) > 1 else mask * 255).resize((max(width, 1), max(height, 1)), Image.BILINEAR)
+            grid[row * tile.height : (row + 1) * tile.height, column * tile.width : (column + 1) * tile.width] = tile
+        table = np.stack([np.interp(np.arange(256), np.linspace(0, 255, len(_HEAT)), channel) for channel in _HEAT.T], axis=1)
+        return np.ascontiguousarray(np.rint(table).astype(np.uint8)[grid][..., ::-1])
+
+
+def _bgr(picture: Image.Image) -> np.ndarray:
+    return np.ascontiguousarray(np.asarray(picture)[:, :, ::-1])
+
+
+def _padded(shape: Sequence[int], divisible: int) -> tuple[int, ...]:
+    """(height, width) after padding to multiples, pixels."""
+    step = max(divisible, 1)
+    return tuple(math.ceil(side / step) * step for side in shape)
+
+
+def _load_trained(cfg: Any, model: nn.Module, weights: str) -> dict[str, Any]:
+    """Loads the weights of a trained detector; returns what the checkpoint says besides.
+
+    Raises:
+        ValueError: when a part of the model would keep the random numbers it was made with.
+    """
+    if not weights:
+        logger.warning("no weights given (MODEL.WEIGHT): the model has random numbers, and so are its detections")
+        return {}
+    checkpointer = DetectronCheckpointer(cfg, model, save_to_disk=False)
+    path = checkpointer.find(weights)
+    report = load_into(model, path)
+    if report.missing or report.reinitialised:
+        raise ValueError(
+            f"{path} does not hold all of the model: are these only pretrained weights of a backbone, or is the configuration (number of "
+            f"classes, heads) another one?\n{report.summary()}"
+        )
+    # Our own checkpoints may hold averaged weights besides, which were the ones tested.
+    return checkpointer.load_weights(path)
+
+
+def _in_folder(weights: str) -> str:
+    """The last checkpoint of an output folder; anything else as it is."""
+    if not Path(weights).is_dir():
+        return weights
+    found = last_checkpoint(weights)
+    if not found:
+        raise FileNotFoundError(f"{weights} is a folder without last_checkpoint; name a file of weights")
+    return found
+
+
+def _config_of(path: str, config_file: str, opts: Sequence[str]) -> Any:
+    """The configuration of weights: a file that is named, else what the checkpoint carries, else config.yml beside it."""
+    about = describe_checkpoint(path)
+    beside = config_beside(path)
+    if config_file:
+        return _with_classes(load_config(config_file, opts), config_file, opts, len(about.get("class_names", ())))
+    if not about.get("config") and not beside:
+        example = "--config-file e2e_mask_rcnn_R_50_FPN_1x.yaml"
+        raise ValueError(f"{path} does not say which model its weights belong to; name the configuration, for example {example}")
+    cfg = get_defaults()
+    if about.get("config"):
+        cfg.merge_leaves(leaves(yaml.safe_load(about["config"])), path)
+    else:
+        cfg.merge_from_file(beside)
+    # The device was that of the training.
+    cfg.MODEL.DEVICE = get_defaults().MODEL.DEVICE
+    cfg.merge_from_list(opts)
+    cfg.freeze()
+    return cfg
+
+
+def _with_classes(cfg: Any, config_file: str, opts: Sequence[str], count: int) -> Any:
+    """The number of classes is the checkpoint's, where nobody wrote another one down. count: with background, 0 if not known."""
+    key, _ = _num_classes(cfg)
+    written = set().union(*explicit_keys(config_file, opts))
+    return changed(cfg, {key: count})[0] if count and key not in written else cfg
+
+
+def _num_classes(cfg: Any) -> tuple[str, int]:
+    """The key that says how many classes there are, and how many, with background."""
+    if cfg.MODEL.RETINANET_ON:
+        return "MODEL.RETINANET.NUM_CLASSES", cfg.MODEL.RETINANET.NUM_CLASSES
+    return "MODEL.ROI_BOX_HEAD.NUM_CLASSES", cfg.MODEL.ROI_BOX_HEAD.NUM_CLASSES
+
+
+def _coco_names(count: int) -> tuple[str, ...]:
+    """Names for weights without any: COCO's where the number of classes, background included, says so."""
+    names = tuple(COCODemo.CATEGORIES)
+    if count == len(names):
+        return names
+    if count == _COCO_IDS:
+        # torchvision's labels are COCO's own ids, of which ten are not in use.
+        rest = iter(names)
+        return tuple("unused" if label in _UNUSED_COCO_IDS else next(rest) for label in range(count))
+    return ("__background__", *(f"class {label}" for label in range(1, count)))
