@@ -3,52 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from models import FAMILIES, narrow_model, scene
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskrcnn_bench.structures.bounding_box import BoxListBatch
 from maskrcnn_bench.structures.image_list import ImageList
+from maskrcnn_bench.utils.data_dependent import StaticGraphRecorder
 
 PIXEL = {family: 0 if family.startswith("d2") else 1 for family in FAMILIES}
 OWN_OPS = {"nms", "roi_align", "roi_align_backward", "polygon_targets", "bitmap_targets"}
-DATA_DEPENDENT = re.compile(
-    r"aten\.(nonzero|_local_scalar_dense|item|masked_select|unique|_unique2|unique_dim|unique_consecutive|equal|is_nonzero|"
-    r"repeat_interleave\.Tensor|histc|bincount|nms)"
-)
-
-
-def is_data_dependent(func, args) -> bool:
-    """Whether an operation's output shape, or a value on the host, depends on data."""
-    if DATA_DEPENDENT.match(str(func)) or torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
-        by_mask = str(func).startswith("aten.index")
-        return not by_mask or any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
-    return False
-
-
-class Recorder(TorchDispatchMode):
-    """Counts data-dependent operations, copies between host and device, and own ops."""
-
-    def __init__(self):
-        super().__init__()
-        self.data_dependent, self.copies, self.own = Counter(), Counter(), Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if is_data_dependent(func, args):
-            self.data_dependent[str(func)] += 1
-        if func.namespace == "maskrcnn_bench":
-            self.own[func._schema.name.split("::")[1]] += 1
-        out = func(*args, **kwargs)
-        devices = {a.device.type for a in args if isinstance(a, torch.Tensor) and a.dim()}
-        if isinstance(out, torch.Tensor) and devices and devices != {out.device.type}:
-            self.copies[str(func)] += 1
-        return out
 
 
 def train_step(model, optimizer, images, targets):
@@ -68,10 +35,10 @@ def ready(family, *overrides, seed=0):
 def test_no_operation_depends_on_data(family):
     model, optimizer = ready(family)
     images, targets = scene(pixel=PIXEL[family])
-    with Recorder() as training:
+    with StaticGraphRecorder() as training:
         train_step(model, optimizer, images, targets)
     model.eval()
-    with Recorder() as inference, torch.no_grad():
+    with StaticGraphRecorder() as inference, torch.no_grad():
         model(images)
     assert not training.data_dependent and not inference.data_dependent
     assert set(training.own) | set(inference.own) <= OWN_OPS and "nms" in inference.own
@@ -83,11 +50,11 @@ def test_the_count_sees_what_it_should():
 
     images, targets = scene(((160, 160), (160, 160)))
     model = narrow_model("mask_fpn", "MODEL.STATIC_SHAPES", False)
-    with Recorder() as dropped:
+    with StaticGraphRecorder() as dropped:
         model(images, targets)
     assert dropped.data_dependent["aten.nonzero.default"] >= 2
     peer = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=5, box_detections_per_img=10).eval()
-    with Recorder() as theirs, torch.no_grad():
+    with StaticGraphRecorder() as theirs, torch.no_grad():
         peer([images.tensors[0] / 255.0])
     assert sum(theirs.data_dependent.values()) > 10
 
@@ -116,7 +83,7 @@ def test_nothing_crosses_between_host_and_cuda_device(family):
         with torch.device("cuda"):
             model, _ = ready(family)
         images, targets = (x._map(lambda t: torch.empty(t.shape, dtype=t.dtype, device="cuda")) for x in (images, targets))
-        with Recorder() as recorder:
+        with StaticGraphRecorder() as recorder:
             losses = model(images, targets)
             model.eval()
             with torch.no_grad():
