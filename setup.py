@@ -76,7 +76,7 @@ setup(
     author="maskrcnn_bench contributors",
     python_requires=">=3.10",
     packages=find_packages(include=["maskrcnn_bench", "maskrcnn_bench.*"]),
-    package_data={"maskrcnn_bench": ["py.typed"]},
+    package_data={"maskrcnn_bench": ["py.typed", "demo/page.html"]},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
@@ -91,7 +91,16 @@ setup(
         "ninja>=1.11",
     ],
     extras_require={
-        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "setuptools>=70.1"],
+        "dev": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "ruff>=0.6",
+            "setuptools>=70.1",
+            "av>=12",
+            "nbclient>=0.9",
+            "nbformat>=5.9",
+            "ipykernel>=6.29",
+        ],
         "demo": ["opencv-python>=4.9", "av>=12"],
     },
     entry_points={"console_scripts": ["maskrcnn-bench = maskrcnn_bench.cli:main"]},

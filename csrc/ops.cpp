@@ -1,4 +1,5 @@
-// The operators' signatures. Kernels are registered for a dispatch key beside their code, in cpu/<op>.cpp.
+// The operators' signatures. Kernels are registered for a dispatch key beside their code, in cpu/<op>.cpp and
+// cuda/<op>.cu.
 // layers/_ops.py repeats the strings for programs that run without this library; a test compares them.
 #include <torch/library.h>
 
@@ -14,4 +15,7 @@ TORCH_LIBRARY(maskrcnn_bench, m) {
       "polygon_targets(Tensor vertices, Tensor ring_offsets, Tensor object_offsets, Tensor frames, "
       "Tensor object_inds, int resolution) -> Tensor");
   m.def("bitmap_targets(Tensor bitmaps, Tensor geometry, Tensor boxes, Tensor object_inds, int resolution) -> Tensor");
+  m.def(
+      "mask_rle(Tensor probs, Tensor boxes, int height, int width, float threshold, str rule, int padding, "
+      "bool fused) -> str[]");
 }

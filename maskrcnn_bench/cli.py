@@ -21,11 +21,12 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "train": Verb("train a model, and test it at the end", "engine.launch", "train_main"),
-    "test": Verb("test a model on data sets", "engine.launch", "test_main"),
-    "predict": Verb("find objects in images or folders of images", "demo.predict", "predict_main"),
-    "demo": Verb("train, test and draw on generated scenes: everything once, in minutes", "demo.toy", "demo_main"),
-    "data": Verb("check a data set, or print its statistics", "data.check", "main"),
+    "train": Verb("train a model, and test it at the end", "engine.arguments", "train_main"),
+    "test": Verb("test a model on data sets", "engine.arguments", "test_main"),
+    "predict": Verb("find objects in images, folders of images and videos", "demo.predict", "predict_main"),
+    "demo": Verb("train, test and draw on generated scenes: all in minutes; --serve: a page for the camera", "demo.toy", "demo_main"),
+    "data": Verb("check a data set, print its statistics, or draw its images", "data.check", "main"),
+    "convert": Verb("turn weights of any known project into this one's, detectron2's or torchvision's", "weights.command", "convert_main"),
     "config": Verb("show a config, what it changes, or all keys with their meaning", "config.command", "config_main"),
     "doctor": Verb("report versions, devices and operators, and how to repair what is broken", "doctor", "doctor_main"),
 }

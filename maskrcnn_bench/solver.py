@@ -30,7 +30,7 @@ def make_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
         ValueError: when nothing in the model requires gradients.
     """
     solver = cfg.SOLVER
-    groups = _parameter_groups(model, solver.WEIGHT_DECAY, solver.BIAS_LR_FACTOR, solver.WEIGHT_DECAY_BIAS)
+    groups = _parameter_groups(model, solver.WEIGHT_DECAY, solver.BIAS_LR_FACTOR, solver.WEIGHT_DECAY_BIAS, solver.WEIGHT_DECAY_NORM)
     for group in groups:
         group["lr"] = solver.BASE_LR * group["lr_factor"]
     if solver.OPTIMIZER == "apex_fused_sgd":
@@ -45,13 +45,19 @@ def make_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _parameter_groups(model: nn.Module, decay: float, bias_lr_factor: float, bias_decay: float) -> list[dict[str, Any]]:
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+def _parameter_groups(model: nn.Module, decay: float, bias_lr_factor: float, bias_decay: float, norm_decay: float) -> list[dict[str, Any]]:
     """One group for each (learning-rate factor, weight decay), holding (name, parameter) pairs in the model's order."""
     groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
+    of_norms = {id(p) for module in model.modules() if isinstance(module, _NORMS) for p in module.parameters(recurse=False)}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             # The name decides, not the role: a norm's bias counts as a bias too, as in the reference.
             key = (float(bias_lr_factor), float(bias_decay)) if "bias" in name else (1.0, float(decay))
+            if norm_decay >= 0 and id(parameter) in of_norms:
+                key = (key[0], float(norm_decay))
             groups.setdefault(key, []).append((name.removeprefix("module."), parameter))
     if not groups:
         raise ValueError("no parameter of the model requires gradients; lower MODEL.BACKBONE.FREEZE_CONV_BODY_AT")
@@ -134,9 +140,7 @@ class LearningRateSchedule:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, base_lr: float, **shape: Any):
-        steps = list(shape.get("steps", ()))
-        if steps != sorted(steps):
-            raise ValueError(f"SOLVER.STEPS: expected ascending iterations, got {tuple(steps)}")
+        _require_ascending(shape.get("steps", ()))
         if shape.get("warmup_method", "linear") not in ("linear", "constant"):
             raise ValueError(f"SOLVER.WARMUP_METHOD: expected linear or constant, got {shape['warmup_method']!r}")
         self.optimizer = optimizer
@@ -210,18 +214,47 @@ def make_lr_scheduler(cfg: Any, optimizer: torch.optim.Optimizer) -> LearningRat
     return WarmupMultiStepLR(optimizer, solver.STEPS, solver.GAMMA, base_lr=solver.BASE_LR, **warmup)
 
 
+def check_schedule(cfg: Any) -> None:
+    """Refuses values that no training can have.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    solver = cfg.SOLVER
+    if solver.MAX_ITER < 1 and solver.MAX_EPOCHS <= 0:
+        raise ValueError(f"SOLVER.MAX_ITER: expected 1 or more (or SOLVER.MAX_EPOCHS), got {solver.MAX_ITER}")
+    if solver.IMS_PER_BATCH < 1:
+        raise ValueError(f"SOLVER.IMS_PER_BATCH: expected 1 or more, got {solver.IMS_PER_BATCH}")
+    if not solver.BASE_LR > 0:
+        raise ValueError(f"SOLVER.BASE_LR: expected more than 0, got {solver.BASE_LR}")
+    if solver.LR_SCHEDULE == "multistep":
+        _require_ascending(solver.STEPS)
+
+
+def _require_ascending(steps: Sequence[int]) -> None:
+    if list(steps) != sorted(steps):
+        raise ValueError(f"SOLVER.STEPS: expected ascending iterations, got {tuple(steps)}")
+
+
+def describe_length(cfg: Any, num_images: int) -> str:
+    """How many times a training sees the images of its data."""
+    solver = cfg.SOLVER
+    epochs = solver.MAX_ITER * solver.IMS_PER_BATCH / num_images
+    return f"SOLVER.MAX_ITER {solver.MAX_ITER} x {solver.IMS_PER_BATCH} images = {epochs:.3g} epochs of your {num_images} images"
+
+
 def images_per_pass(cfg: Any, world_size: int) -> int:
     """Images of one backward pass on one GPU.
 
     Raises:
-        ValueError: when SOLVER.IMS_PER_BATCH does not divide among GPUs and accumulated parts.
+        ValueError: when SOLVER.IMS_PER_BATCH does not divide among processes and accumulated parts.
     """
     solver = cfg.SOLVER
     parts = world_size * solver.ACCUMULATE
     if solver.ACCUMULATE < 1 or solver.IMS_PER_BATCH < 1 or solver.IMS_PER_BATCH % parts:
         below = max(solver.IMS_PER_BATCH // max(parts, 1), 1) * max(parts, 1)
         raise ValueError(
-            f"SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH} does not divide among {world_size} GPU(s) x SOLVER.ACCUMULATE "
+            f"SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH} does not divide among {world_size} process(es) x SOLVER.ACCUMULATE "
             f"{solver.ACCUMULATE}; take a multiple of {max(parts, 1)} such as {below}"
         )
     return solver.IMS_PER_BATCH // parts
@@ -264,7 +297,7 @@ def _scale_with_batch(cfg: Any, fixed: Collection[str], world_size: int, per_pas
         "SOLVER.WARMUP_ITERS": round(solver.WARMUP_ITERS / factor),
     }
     head = (
-        f"batch: {solver.IMS_PER_BATCH} images a step ({world_size} GPU(s) x {per_pass} image(s) x {solver.ACCUMULATE} accumulated), "
+        f"batch: {solver.IMS_PER_BATCH} images a step ({world_size} process(es) x {per_pass} image(s) x {solver.ACCUMULATE} accumulated), "
         f"schedule for {reference}: factor {factor:.6g}; SOLVER.AUTO_SCALE False turns this off"
     )
     new, lines = changed(cfg, {key: value for key, value in values.items() if key not in fixed})
@@ -278,7 +311,7 @@ def _scale_top_n(cfg: Any, written: Collection[str], per_pass: int) -> tuple[Any
         return cfg, []
     new, lines = changed(cfg, {_TOP_N_KEY: _TOP_N_PER_IMAGE * per_pass})
     said = lines or [f"{_TOP_N_KEY}: {rpn.FPN_POST_NMS_TOP_N_TRAIN}"]
-    return new, [f"{said[0]} ({_TOP_N_PER_IMAGE} x {per_pass} image(s) on a GPU)"]
+    return new, [f"{said[0]} ({_TOP_N_PER_IMAGE} x {per_pass} image(s) of a process)"]
 
 
 def schedule_from_epochs(cfg: Any, command_line_keys: Collection[str], num_images: int) -> tuple[Any, list[str]]:
@@ -294,7 +327,7 @@ def schedule_from_epochs(cfg: Any, command_line_keys: Collection[str], num_image
     if solver.MAX_EPOCHS <= 0:
         return cfg, []
     max_iter = max(math.ceil(solver.MAX_EPOCHS * num_images / solver.IMS_PER_BATCH - 1e-9), 1)
-    factor = max_iter / solver.MAX_ITER
+    factor = max_iter / max(solver.MAX_ITER, 1)
     values = {"SOLVER.MAX_ITER": max_iter}
     if "SOLVER.STEPS" not in command_line_keys:
         values["SOLVER.STEPS"] = tuple(round(step * factor) for step in solver.STEPS)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 
 from maskrcnn_bench.config import load_config
+from maskrcnn_bench.config.dialect import get_dialect
 from maskrcnn_bench.modeling.detector import build_detection_model
 from maskrcnn_bench.structures.bounding_box import BoxList, BoxListBatch
 from maskrcnn_bench.structures.image_list import ImageList, to_image_list
+from maskrcnn_bench.structures.keypoint import Keypoints
 from maskrcnn_bench.structures.segmentation_mask import SegmentationMask
 
 NARROW = [
@@ -20,14 +22,35 @@ NARROW = [
 FPN_WIDTH = ["MODEL.RESNETS.RES2_OUT_CHANNELS", 32, "MODEL.RESNETS.BACKBONE_OUT_CHANNELS", 16]
 C4_WIDTH = ["MODEL.RESNETS.RES2_OUT_CHANNELS", 16, "MODEL.RESNETS.BACKBONE_OUT_CHANNELS", 64]
 
+DC5_WIDTH = ["MODEL.RESNETS.RES2_OUT_CHANNELS", 16, "MODEL.RESNETS.BACKBONE_OUT_CHANNELS", 128]
+GN_WIDTH = [*FPN_WIDTH, "MODEL.GROUP_NORM.NUM_GROUPS", 4, "MODEL.ROI_BOX_HEAD.CONV_HEAD_DIM", 16, "MODEL.ROI_BOX_HEAD.NUM_STACKED_CONVS", 2]
+JW_WIDTH = [*C4_WIDTH, "MODEL.RPN.ANCHOR_SIZES", (32, 64), "MODEL.RPN.CONV_CHANNELS", 32]
+FBNET_WIDTH = ["MODEL.FBNET.SCALE_FACTOR", 0.25]
+RETINANET_WIDTH = [*FPN_WIDTH, "MODEL.RETINANET.NUM_CLASSES", 5, "MODEL.RETINANET.NUM_CONVS", 2, "MODEL.RETINANET.INFERENCE_TH", 0.0]
+KEYPOINT_WIDTH = [*FPN_WIDTH, "MODEL.ROI_KEYPOINT_HEAD.CONV_LAYERS", (16, 16), "MODEL.ROI_KEYPOINT_HEAD.NUM_CLASSES", 3]
+
 FAMILIES = {
     "faster_fpn": ("e2e_faster_rcnn_R_50_FPN_1x.yaml", FPN_WIDTH),
     "mask_fpn": ("e2e_mask_rcnn_R_50_FPN_1x.yaml", FPN_WIDTH),
     "faster_c4": ("e2e_faster_rcnn_R_50_C4_1x.yaml", C4_WIDTH),
     "mask_c4": ("e2e_mask_rcnn_R_50_C4_1x.yaml", C4_WIDTH),
     "rpn_fpn": ("rpn_R_50_FPN_1x.yaml", FPN_WIDTH),
+    "retinanet": ("retinanet/retinanet_R-50-FPN_1x.yaml", RETINANET_WIDTH),
+    "d2_retinanet": ("detectron2/retinanet_R_50_FPN_1x.yaml", RETINANET_WIDTH),
+    "keypoint_fpn": ("e2e_keypoint_rcnn_R_50_FPN_1x.yaml", KEYPOINT_WIDTH),
+    "d2_keypoint_fpn": ("detectron2/keypoint_rcnn_R_50_FPN_1x.yaml", KEYPOINT_WIDTH),
     "d2_mask_fpn": ("detectron2/mask_rcnn_R_50_FPN_1x.yaml", FPN_WIDTH),
     "d2_mask_c4": ("detectron2/mask_rcnn_R_50_C4_1x.yaml", C4_WIDTH),
+    "mm_mask_fpn": ("mmdetection/mask-rcnn_r50_fpn_1x_coco.yaml", FPN_WIDTH),
+    "mm_faster_giou": ("mmdetection/faster-rcnn_r50_fpn_giou_1x_coco.yaml", FPN_WIDTH),
+    "mm_faster_dc5": ("mmdetection/faster-rcnn_r50-caffe-dc5_1x_coco.yaml", DC5_WIDTH),
+    "d2_cascade_mask_fpn": ("detectron2/cascade_mask_rcnn_R_50_FPN_1x.yaml", FPN_WIDTH),
+    "jw_vgg": ("faster_rcnn_pytorch/vgg16_voc07.yaml", JW_WIDTH),
+    "jw_r50": ("faster_rcnn_pytorch/res50_voc07.yaml", JW_WIDTH),
+    "mask_gn": ("gn_baselines/scratch_e2e_mask_rcnn_R_50_FPN_Xconv1fc_3x_gn.yaml", GN_WIDTH),
+    "faster_dcn": ("dcn/e2e_faster_rcnn_dconv_R_50_FPN_1x.yaml", FPN_WIDTH),
+    "mask_dcn2": ("dcn/e2e_mask_rcnn_mdconv_R_50_FPN_1x.yaml", FPN_WIDTH),
+    "mask_fbnet": ("e2e_mask_rcnn_fbnet_xirb16d_dsmask.yaml", FBNET_WIDTH),
 }
 
 
@@ -42,7 +65,14 @@ def narrow_model(family: str, *overrides, seed: int = 0):
     return build_detection_model(narrow_config(family, *overrides))
 
 
-def scene(sizes=((96, 128), (112, 96)), counts=(3, 2), seed: int = 0, pixel: int = 1, divisible: int = 32):
+def scene_of(family: str, **options):
+    """`scene` with the boxes and masks that a family learns from."""
+    rules = get_dialect(narrow_config(family).MODEL.DIALECT)
+    masks = "mask" if rules.mask_target in ("half_covered", "soft_cover") else "poly"
+    return scene(pixel=rules.pixel, masks=masks, **options)
+
+
+def scene(sizes=((96, 128), (112, 96)), counts=(3, 2), seed: int = 0, pixel: int = 1, divisible: int = 32, masks: str = "poly"):
     """Random images with random objects: (ImageList uint8 with keys, BoxListBatch). `sizes` are (height, width)."""
     generator = torch.Generator().manual_seed(seed)
     images, targets = [], []
@@ -53,7 +83,15 @@ def scene(sizes=((96, 128), (112, 96)), counts=(3, 2), seed: int = 0, pixel: int
         boxes = torch.cat([corner, corner + side], dim=1).reshape(-1, 4)
         target = BoxList(boxes, (width, height), pixel=pixel)
         target.add_field("labels", torch.randint(1, 5, (count,), generator=generator))
-        target.add_field("masks", SegmentationMask([[[x1, y1, x2, y1, x2, y2, x1, (y1 + y2) / 2]] for x1, y1, x2, y2 in boxes.tolist()], (width, height)))
+        target.add_field(
+            "masks",
+            SegmentationMask([[[x1, y1, x2, y1, x2, y2, x1, (y1 + y2) / 2]] for x1, y1, x2, y2 in boxes.tolist()], (width, height)).convert(
+                masks
+            ),
+        )
+        points = corner[:, None] + side[:, None] * torch.rand(count, 3, 2, generator=generator)
+        visible = torch.randint(0, 3, (count, 3, 1), generator=generator).float()
+        target.add_field("keypoints", Keypoints(torch.cat([points, visible], dim=2), (width, height)))
         targets.append(target)
     batch = to_image_list(images, divisible)
     keys = torch.arange(len(images), dtype=torch.int64) * 977 + 13

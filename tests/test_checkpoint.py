@@ -272,6 +272,36 @@ def test_the_run_of_another_model_is_refused(tmp_path):
         other.load()
 
 
+def test_changed_keys_of_the_model_are_named(tmp_path):
+    _, checkpointer = build(tmp_path)
+    checkpointer.about["config"] = "MODEL: {WIDTH: 4}\nSEED: 1"
+    checkpointer.save("model_final", iteration=4)
+    _, other = build(tmp_path)
+    other.about["config"] = "MODEL: {WIDTH: 5}\nSEED: 2"
+    other.model.head = nn.Linear(8, 5)
+    with pytest.raises(ValueError, match=r"changed since: MODEL.WIDTH: 4 -> 5. Put it back, or .*--weights FILE and another OUTPUT_DIR$"):
+        other.load()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("enforce fail at inline_container.cc\nmore")])
+def test_a_full_disk_is_one_message_and_leaves_the_old_checkpoint(tmp_path, monkeypatch, error):
+    _, checkpointer = build(tmp_path)
+    checkpointer.save("model_final", iteration=4)
+
+    def fills(content, file):
+        file.write(b"half")
+        raise error
+
+    monkeypatch.setattr(torch, "save", fills)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.raises(
+        OSError, match=r"cannot write .*model_final.pth \(.*\): \d+ MB free, about \d+ MB needed; free space and .*--resume$"
+    ):
+        checkpointer.save("model_final", iteration=5)
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+    assert read_checkpoint(tmp_path / "model_final.pth")["iteration"] == 4
+
+
 # the net
 
 

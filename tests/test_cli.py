@@ -23,6 +23,19 @@ def test_help_is_quick_and_needs_no_torch(repository):
     assert min(seconds) < 0.3
 
 
+@pytest.mark.parametrize("words", [["train"], ["test"], ["data"], ["data", "check"]])
+def test_help_of_a_verb_needs_no_torch(repository, words):
+    code = "import sys; from maskrcnn_bench.cli import main\ntry: main(sys.argv[1:])\nfinally: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *words, "--help"], cwd=repository, capture_output=True, text=True, check=True)
+    assert f"usage: maskrcnn-bench {' '.join(words)}" in done.stdout and done.stdout.endswith("\nFalse\n")
+
+
+def test_training_without_a_config_file_is_an_error_at_once(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--data", "anything"])
+    assert stop.value.code == 2 and "no --config-file: name one, e.g. --config-file e2e_mask_rcnn" in capsys.readouterr().err
+
+
 def test_config_verb_needs_no_torch(repository):
     code = "import sys; from maskrcnn_bench.cli import main; main(['config', 'diff', 'SEED=3']); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)

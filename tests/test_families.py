@@ -21,10 +21,11 @@ FAMILIES = [
     "torchvision/fasterrcnn_resnet50_fpn.yaml",
 ]
 SMALL = [
-    "MODEL.DEVICE", "cpu", "MODEL.WEIGHT", "", "INPUT.MIN_SIZE_TRAIN", "(128,)", "INPUT.MAX_SIZE_TRAIN", "160", "INPUT.MIN_SIZE_TEST", "128",
-    "INPUT.MAX_SIZE_TEST", "160", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "1", "SOLVER.BASE_LR", "0.00001", "SOLVER.ACCUMULATE", "1",
-    "TEST.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16", "DATASETS.TRAIN", "()",
-    "DATASETS.TEST", "()", "MODEL.RPN.POST_NMS_TOP_N_TRAIN", "50", "MODEL.RPN.POST_NMS_TOP_N_TEST", "20",
+    "MODEL.DEVICE", "cpu", "MODEL.WEIGHT", "", "INPUT.MIN_SIZE_TRAIN", "(128,)", "INPUT.MAX_SIZE_TRAIN", "160",
+    "INPUT.MIN_SIZE_TEST", "128", "INPUT.MAX_SIZE_TEST", "160", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "1",
+    "SOLVER.BASE_LR", "0.00001", "SOLVER.ACCUMULATE", "1", "TEST.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0",
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16", "DATASETS.TRAIN", "()", "DATASETS.TEST", "()",
+    "MODEL.RPN.POST_NMS_TOP_N_TRAIN", "50", "MODEL.RPN.POST_NMS_TOP_N_TEST", "20",
 ]  # fmt: skip
 
 
@@ -32,7 +33,9 @@ def every_config() -> list[str]:
     return sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *(pytest.param(name, marks=pytest.mark.full) for name in every_config() if name not in FAMILIES)])
+@pytest.mark.parametrize(
+    "name", [*FAMILIES, *(pytest.param(name, marks=pytest.mark.full) for name in every_config() if name not in FAMILIES)]
+)
 def test_one_step_on_photographs(name, shared_dir):
     data = shared_dir / "data" / "coco_mini"
     cfg = load_config(str(CONFIGS / name), [*SMALL, "DATASETS.DATA", str(data)])

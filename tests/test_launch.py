@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +12,13 @@ import time
 import pytest
 import torch
 from torch import nn
+from torch._utils import ExceptionWrapper
 
 from maskrcnn_bench.data.datasets.toy import generate
 from maskrcnn_bench.engine.arguments import overrides, parse, test_parser, train_parser
 from maskrcnn_bench.engine.inference import UnexpectedResults, collect, flat_metrics, inference, predict, save_predictions, to_original
 from maskrcnn_bench.engine.launch import resolve_device, test_main, train_main
+from maskrcnn_bench.engine.surroundings import StopRequest, without_traceback
 from maskrcnn_bench.structures.bounding_box import BoxList, Detections
 from maskrcnn_bench.structures.image_list import to_image_list
 from maskrcnn_bench.utils import comm
@@ -119,6 +122,8 @@ def test_devices():
     assert resolve_device("cpu") == torch.device("cpu")
     with pytest.raises(ValueError, match="expected auto, cpu or cuda, got 'gpu'"):
         resolve_device("gpu")
+    with pytest.raises(ValueError, match="got 'mps'; Apple's mps is not supported"):
+        resolve_device("mps")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -196,6 +201,35 @@ def test_testing_finds_the_config_beside_the_weights_and_gives_the_same_numbers(
     assert test_main([*given, "TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 0.9, 0.01]]"]) == 1
 
 
+def test_weights_are_matched_with_the_data_by_name(trained, tmp_path, capsys):
+    shutil.copytree(trained / "toy", tmp_path / "toy")
+    file = tmp_path / "toy" / "annotations" / "instances_test.json"
+    content = json.loads(file.read_text())
+    numbers = sorted(c["id"] for c in content["categories"])
+    turned = dict(zip(numbers, reversed(numbers), strict=True))
+    for part, key in (("categories", "id"), ("annotations", "category_id")):
+        content[part] = [{**entry, key: turned[entry[key]]} for entry in content[part]]
+    file.write_text(json.dumps(content))
+    given = ["--ckpt", str(trained / "straight" / "model_final.pth"), "--data", str(tmp_path / "toy")]
+    assert test_main([*given, "--output", str(tmp_path / "out")]) == 0
+    results = [json.loads((folder / "results.json").read_text()) for folder in (trained / "straight", tmp_path / "out")]
+    assert results[0]["bbox"]["AP"] == pytest.approx(results[1]["bbox"]["AP"])
+    assert "matched by name" in (tmp_path / "out" / "log.txt").read_text()
+    content["categories"][0]["name"] = "hexagon"
+    file.write_text(json.dumps(content))
+    assert test_main([*given, "--output", str(tmp_path / "other")]) == 1
+    message = capsys.readouterr().err
+    assert "knows 6 classes: circle" in message and "hexagon" in message and "--weights" in message
+
+
+def test_classes_that_the_data_lacks_do_not_end_the_test(place):
+    more = ("MODEL.ROI_BOX_HEAD.NUM_CLASSES=30", "MODEL.ROI_HEADS.SCORE_THRESH=0.0", "SOLVER.MAX_ITER=1", "SOLVER.WARMUP_ITERS=1")
+    assert train_main(words(place, "more", *more)) == 0
+    log = (place / "more" / "log.txt").read_text()
+    assert "of classes that the data lacks; they are left out" in log
+    assert "the learning rate never gets to SOLVER.BASE_LR" in log and "epochs of your 12 images" in log
+
+
 def test_print_schedule_ends_before_anything_is_built(place):
     assert train_main(words(place, "schedule", "--print-schedule", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_EPOCHS", "2")) == 0
     log = (place / "schedule" / "log.txt").read_text()
@@ -224,7 +258,49 @@ def test_mistakes_give_one_message_and_leave_nothing(place, capsys, tmp_path, gi
     assert train_main([*words(place, "wrong"), "--output", str(tmp_path), *given]) == 1
     message = capsys.readouterr().err
     assert message.startswith("error: ") and said in message and "Traceback" not in message
-    assert {p.name for p in tmp_path.iterdir()} <= {"log.txt"}
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("given", [["SOLVER.MAX_ITER", "0"], ["--data", "no/such/folder"], ["MODEL.WEIGHT", "no_such.pth"]])
+def test_errors_before_training_make_no_folder(place, tmp_path, given):
+    assert train_main([*words(place, "wrong"), "--output", str(tmp_path / "a" / "b"), *given]) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_weights_are_told_before_the_data_is_read(place, tmp_path, capsys):
+    wrong = ["--output", str(tmp_path), "--data", "no/such/folder", "MODEL.WEIGHT", "no_such.pth"]
+    assert train_main([*words(place, "wrong"), *wrong]) == 1
+    assert "no_such.pth does not exist" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written(place, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for folder, said in (("", "OUTPUT_DIR is empty"), (str(tmp_path / "file" / "sub"), "file is a file); name another")):
+        assert train_main(words(place, "wrong", "OUTPUT_DIR", folder)) == 1
+        assert said in capsys.readouterr().err
+
+
+def test_the_message_of_a_worker_stands_alone():
+    try:
+        raise FileNotFoundError("a.jpg: no such image\nfetch it")
+    except FileNotFoundError:
+        caught = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(FileNotFoundError) as error:
+        caught.reraise()
+    assert "Traceback" in str(error.value)
+    assert without_traceback(str(error.value)) == "a.jpg: no such image\nfetch it"
+    assert without_traceback("plain: text") == "plain: text"
+
+
+@pytest.mark.parametrize("number,end", [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_second_signal_ends_at_once_and_an_echo_does_not(monkeypatch, number, end):
+    with StopRequest() as stop:
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+        assert stop() and stop.signal == number
+        monkeypatch.setattr(StopRequest, "ECHO", -1.0)
+        with pytest.raises(end):
+            signal.raise_signal(number)
 
 
 def test_debug_shows_where(place, monkeypatch):

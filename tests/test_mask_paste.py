@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import tracemalloc
 
@@ -12,11 +13,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
+from maskrcnn_bench.layers import mask_rle
 from maskrcnn_bench.structures import mask_paste
 from maskrcnn_bench.structures.bounding_box import BoxList
 from maskrcnn_bench.structures.mask_paste import Masker, encode_counts, paste_rle
 
 RULES = ("expand_truncate", "pixel_centres")
+WAYS = ("compiled", "strips") if mask_rle.is_compiled() else ("strips",)
+compiled_only = pytest.mark.skipif("compiled" not in WAYS, reason="csrc/ is not compiled")
+
+
+def paste(way: str, *arguments, **named) -> list[dict]:
+    """`paste_rle` by the compiled kernel, or without it."""
+    if way == "compiled":
+        return paste_rle(*arguments, **named)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mask_paste, "_arithmetic", lambda rule: None)
+        return paste_rle(*arguments, **named)
+
+
+@compiled_only
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="on other processors torch's arithmetic may be neither of the two")
+def test_the_compiled_kernel_is_used(rule, monkeypatch):
+    assert mask_paste._arithmetic(rule) is not None
+    monkeypatch.setattr(mask_paste, "_paste_strips", lambda *_: pytest.fail("not compiled"))
+    assert paste_rle(torch.ones(1, 4, 4), torch.tensor([[2.0, 2, 8, 8]]), (10, 10), rule=rule)[0]["size"] == [10, 10]
 
 
 def slow_expand_truncate(prob: torch.Tensor, box: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -77,8 +99,9 @@ def random_masks(generator: torch.Generator, count: int, resolution: int) -> tor
     rule=st.sampled_from(RULES),
     reach=st.sampled_from([0.0, 0.4, 2.0]),
     whole=st.booleans(),
+    way=st.sampled_from(WAYS),
 )
-def test_run_lengths_equal_pasting_and_encoding(seed, width, height, resolution, rule, reach, whole):
+def test_run_lengths_equal_pasting_and_encoding(seed, width, height, resolution, rule, reach, whole, way):
     generator = torch.Generator().manual_seed(seed)
     size = torch.tensor([width, height], dtype=torch.float32)
     corners = (torch.rand(6, 2, 2, generator=generator) * (1 + 2 * reach) - reach) * size
@@ -90,20 +113,43 @@ def test_run_lengths_equal_pasting_and_encoding(seed, width, height, resolution,
     probs[1] = threshold
     probs[2] = 1.0
     expected = [encode(slow_paste(prob, box, (width, height), threshold, rule)) for prob, box in zip(probs, boxes)]
-    got = paste_rle(probs, boxes, (width, height), threshold, rule)
+    got = paste(way, probs, boxes, (width, height), threshold, rule)
     assert [rle["counts"] for rle in got] == expected
     assert all(rle["size"] == [height, width] for rle in got)
 
 
+@compiled_only
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    size=st.tuples(st.integers(1, 250), st.integers(1, 250)),
+    resolution=st.sampled_from([1, 2, 14, 28]),
+    rule=st.sampled_from(RULES),
+    padding=st.integers(0, 2),
+    threshold=st.sampled_from([0.25, 0.3, 0.5, 0.7]),
+    reach=st.sampled_from([0.0, 0.5]),
+)
+def test_both_ways_round_alike(seed, size, resolution, rule, padding, threshold, reach):
+    """Most values equal the threshold, so that the last bit of each pixel decides."""
+    generator = torch.Generator().manual_seed(seed)
+    corners = (torch.rand(5, 2, 2, generator=generator) * (1 + 2 * reach) - reach) * torch.tensor(size)
+    probs = torch.rand(5, resolution, resolution, generator=generator)
+    probs = torch.where(torch.rand(probs.shape, generator=generator) < 0.8, threshold, probs)
+    probs[0, 0, 0] = torch.nan
+    arguments = (probs, corners.sort(dim=1).values.reshape(5, 4), size, threshold, rule, padding)
+    assert paste("compiled", *arguments) == paste("strips", *arguments)
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("rule", RULES)
-def test_boxes_larger_than_a_strip_and_partly_outside(rule, monkeypatch):
+def test_boxes_larger_than_a_strip_and_partly_outside(rule, way, monkeypatch):
     generator = torch.Generator().manual_seed(3)
     probs = random_masks(generator, 4, 28)
     boxes = torch.tensor(
         [[0.0, 0.0, 300.0, 200.0], [-150.3, -90.7, 200.2, 320.9], [100.5, 10.25, 400.0, 180.75], [150.0, -400.0, 151.0, 900.0]]
     )
     monkeypatch.setattr(mask_paste, "STRIP_PIXELS", 5000)
-    got = paste_rle(probs, boxes, (300, 200), 0.5, rule)
+    got = paste(way, probs, boxes, (300, 200), 0.5, rule)
     expected = [encode(slow_paste(prob, box, (300, 200), 0.5, rule)) for prob, box in zip(probs, boxes)]
     assert [rle["counts"] for rle in got] == expected
 
@@ -125,8 +171,9 @@ def test_masker_equals_the_slow_paste(rule):
     assert soft.float().max() > 200
 
 
-def test_no_masks_and_no_boxes():
-    assert paste_rle(torch.zeros(0, 28, 28), torch.zeros(0, 4), (10, 20)) == []
+@pytest.mark.parametrize("way", WAYS)
+def test_no_masks_and_no_boxes(way):
+    assert paste(way, torch.zeros(0, 28, 28), torch.zeros(0, 4), (10, 20)) == []
     assert Masker()([torch.zeros(0, 1, 28, 28)], [BoxList(torch.zeros(0, 4), (10, 20))])[0].shape == (0, 1, 20, 10)
 
 
@@ -141,14 +188,15 @@ def test_text_of_run_lengths_equals_pycocotools(masks, begins_inside):
 @pytest.mark.parametrize(
     ("fixture", "rule"), [("mb/e2e_mask_rcnn_R_50_FPN_1x", "expand_truncate"), ("d2/mask_rcnn_R_50_FPN_1x", "pixel_centres")]
 )
-def test_pasted_masks_of_the_reference_implementations(shared_dir, fixture, rule):
+@pytest.mark.parametrize("way", WAYS)
+def test_pasted_masks_of_the_reference_implementations(shared_dir, fixture, rule, way):
     path = shared_dir / "parity" / fixture / "expected.npz"
     if not path.is_file():
         pytest.skip(f"no {path}")
     with np.load(path) as stored:
         probs, boxes, texts = (stored[key] for key in ("mask.prob", "det.boxes_original", "mask.rle"))
         height, width = stored["mask.rle_hw"].tolist()
-    got = paste_rle(torch.from_numpy(probs[: len(texts)]), torch.from_numpy(boxes[: len(texts)]), (width, height), 0.5, rule)
+    got = paste(way, torch.from_numpy(probs[: len(texts)]), torch.from_numpy(boxes[: len(texts)]), (width, height), 0.5, rule)
     assert [rle["counts"] for rle in got] == [str(text) for text in texts]
 
 
@@ -170,14 +218,27 @@ def test_memory_is_bounded_whatever_the_image(rule, monkeypatch):
     probs = random_masks(torch.Generator().manual_seed(1), 2, 28)
     tracemalloc.start()
     try:
-        rles = paste_rle(probs, boxes, (8000, 8000), 0.5, rule)
+        rles = paste("strips", probs, boxes, (8000, 8000), 0.5, rule)
         numpy_peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert max(sizes) <= mask_paste.STRIP_PIXELS
     assert sum(sizes) > 7800 * 7940
     assert numpy_peak < 30e6
+    assert all(paste(way, probs, boxes, (8000, 8000), 0.5, rule) == rles for way in WAYS)
     assert abs(coco_mask.area(rles[0]) / (7800 * 7940) - float((probs[0] > 0.5).float().mean())) < 0.05
+
+
+@compiled_only
+def test_the_kernel_needs_boxes_and_masks_that_fit():
+    for probs, boxes, rule, message in (
+        (torch.zeros(2, 3, 4), torch.zeros(2, 4), "pixel_centres", r"probs: expected shape \[2, 3, 3\]"),
+        (torch.zeros(2, 3, 3), torch.zeros(1, 4), "pixel_centres", r"boxes: expected shape \[2, 4\]"),
+        (torch.zeros(2, 3, 3), torch.zeros(2, 4).double(), "pixel_centres", "boxes: expected Float, got Double"),
+        (torch.zeros(2, 3, 3), torch.zeros(2, 4), "paste", "rule: expected expand_truncate or pixel_centres, got paste"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mask_rle.mask_rle(probs, boxes, (5, 5), 0.5, rule, 1, True)
 
 
 def test_errors_say_what_was_expected():

@@ -542,3 +542,178 @@ def test_wrong_shapes(run, args, message):
 def test_wrong_indices_never_leave_the_tensors(run, args, message):
     with pytest.raises(IndexError, match=message):
         run(*args)
+
+
+# ---------------------------------------------------------------------------------------------------- on a GPU
+
+
+@pytest.fixture(scope="module")
+def cuda():
+    """The device; its tests ask for compiled kernels, and say why there are none."""
+    if _ops.implementation("nms", "cuda") != "csrc":
+        pytest.skip("the CUDA kernels are not compiled; the first line on stderr says why")
+    return torch.device("cuda")
+
+
+def move(args, device):
+    """Arguments of an operator on another device; a tensor that wants a gradient stays a leaf."""
+    if isinstance(args, torch.Tensor):
+        return args.detach().to(device).requires_grad_(args.requires_grad)
+    return [move(arg, device) for arg in args] if isinstance(args, (list, tuple)) else args
+
+
+def big_nms_case(rows, size, threshold, pixel, max_keep):
+    boxes = random_boxes(size, rows, size, frame=8.0 * size**0.5, largest=60)
+    scores = torch.rand(rows, size, generator=generator(50)).mul(size).round()  # ties
+    scores[0, :1], scores[0, 1:2] = math.nan, -math.inf
+    valid = torch.rand(rows, size, generator=generator(51)) < torch.linspace(0, 1, rows + 1)[1:, None]
+    return boxes, scores, valid, threshold, pixel, max_keep
+
+
+def grad_case(dtype, channels, rule, sampling_ratio):
+    _, *rest, height, width, ratio, shift, min_size = roi_case(rule, sampling_ratio, count=40)
+    grad = torch.randn(40, channels, height, width, generator=generator(52), dtype=torch.float64).to(dtype)
+    return grad, *rest, [2, channels, 12, 15, 6, 8], ratio, shift, min_size
+
+
+def big_polygon_case(resolution, dtype):
+    packed = pack_polygons(random_objects(resolution, 300), dtype)
+    frames = torch.rand(300, 4, generator=generator(53), dtype=torch.float64) * torch.tensor([25, 25, 2.9, 2.9]) + 0.1
+    inds = torch.arange(300)
+    inds[::7] = -1
+    return *packed, frames.to(dtype), inds, resolution
+
+
+def big_bitmap_case():
+    bitmaps, geometry, _ = random_crops(3, 80)
+    return bitmaps, geometry, random_boxes(54, 80, frame=60, largest=60) + 30, torch.arange(80) - 1, 28
+
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+GPU_CASES = {
+    "nms": lambda: [
+        *(big_nms_case(rows, size, 0.5, 1.0, -1) for rows, size in ((3, 1), (3, 63), (3, 64), (5, 65), (40, 900), (1, 9000))),
+        *(big_nms_case(4, 700, threshold, 0.0, limit) for threshold, limit in ((0.3, 0), (0.5, 3), (0.7, 100))),
+    ],
+    "roi_align": lambda: [
+        roi_case(rule, ratio, dtype, 40, channels)
+        for rule, ratio, dtype, channels in itertools.product(RULES, (0, 2, 20), FLOATS, (3, 16))
+    ],
+    "roi_align_backward": lambda: [
+        grad_case(dtype, channels, rule, ratio) for rule, ratio, dtype, channels in itertools.product(RULES, (0, 2), FLOATS, (3, 16))
+    ],
+    "polygon_targets": lambda: [
+        big_polygon_case(resolution, dtype) for resolution, dtype in itertools.product((1, 14, 28, 112), (torch.float32, torch.float64))
+    ],
+    "bitmap_targets": lambda: [big_bitmap_case()],
+}
+
+
+def assert_same(mine, other):
+    """To the bit for whole numbers and masks; sums in another order otherwise."""
+    if isinstance(mine, torch.Tensor):
+        close = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 2e-2, torch.float16: 2e-3}.get(mine.dtype, 0)
+        torch.testing.assert_close(mine.cpu(), other.cpu(), rtol=close, atol=close)
+        assert mine.stride() == other.stride()
+    else:
+        for a, b in zip(mine, other, strict=True):
+            assert_same(a, b)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CASES)
+def test_cuda_equals_cpu(name, cuda):
+    for args in [*GPU_CASES[name](), CASES[name]()]:
+        run = getattr(OPS, name)
+        assert_same(run(*move(args, cuda)), run(*args))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CASES)
+def test_cuda_opcheck(name, cuda):
+    torch.library.opcheck(getattr(OPS, name).default, tuple(move(CASES[name](), cuda)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+@pytest.mark.parametrize("rule", RULES)
+def test_cuda_gradcheck(rule, sampling_ratio, cuda):
+    (a, b), *rest = move(roi_case(rule, sampling_ratio, count=5, channels=1), cuda)
+    # Additions come in any order.
+    run = torch.autograd.gradcheck
+    assert run(lambda a, b: roi_align([a, b], *rest), (a.requires_grad_(), b.requires_grad_()), nondet_tol=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("channels", [3, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cuda_backward_can_be_deterministic(dtype, channels, cuda):
+    args = grad_case(dtype, channels, RULES[0], 0)
+    boxes = args[1]
+    boxes[:] = boxes[:1] + torch.rand(boxes.shape, generator=generator(55))  # all on the same pixels
+    there = move(args, cuda)
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, *others = [OPS.roi_align_backward(*there) for _ in range(5)]
+        wrong_grad = there[0].clone()
+        wrong_grad[3, 0] = math.inf
+        infinite = OPS.roi_align_backward(wrong_grad, *there[1:])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_same(first, OPS.roi_align_backward(*args))
+    assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
+    assert all(map_.isnan().all() for map_ in infinite)
+
+
+@pytest.mark.gpu
+def test_cuda_survives_boxes_and_indices_without_sense(cuda):
+    args = roi_case(RULES[1], 0)
+    args[1][:3] = torch.tensor([[0, 0, 1e30, 1e30], [0, 0, math.inf, 5], [math.nan] * 4])
+    args[3][:3] = 0
+    args[3][5], args[2][6] = 9, 77
+    out = OPS.roi_align(*move(args, cuda))
+    assert not out[5:7].any()
+    polygons = wrong(polygon_case(), 4, torch.tensor([99, -5]))
+    assert not OPS.polygon_targets(*move(polygons, cuda)).any()
+    assert not OPS.bitmap_targets(*move(wrong(bitmap_case(), 3, torch.tensor([99, -5])), cuda)).any()
+    torch.cuda.synchronize()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CASES)
+def test_cuda_never_waits(name, cuda):
+    for args in GPU_CASES[name]()[:: len(FLOATS)]:
+        there = move(args, cuda)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            getattr(OPS, name)(*there)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def change(args):
+    """Other numbers of the same shapes: boxes and frames move, the rest stays."""
+    return [arg + 0.75 if torch.is_tensor(arg) and arg.is_floating_point() and arg.shape[-1] == 4 else arg for arg in args]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CASES)
+def test_cuda_graph_replays(name, cuda):
+    run = getattr(OPS, name)
+    args = move(GPU_CASES[name]()[-1], cuda)
+    other = change(args)
+    assert any(a is not b for a, b in zip(args, other, strict=True))
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side), torch.no_grad():
+        run(*args)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph), torch.no_grad():
+        out = run(*args)
+    for mine, theirs in zip(args, other, strict=True):
+        if mine is not theirs:
+            mine.copy_(theirs)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert_same(out, run(*other))

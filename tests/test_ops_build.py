@@ -15,9 +15,11 @@ from maskrcnn_bench.layers import _build, _ops
 
 def test_kernels_never_wait_for_the_device(repository):
     text = {path.name: path.read_text() for path in (repository / "csrc").rglob("*.*")}
-    assert {"ops.cpp", "nms.cpp", "roi_align.cpp", "polygon_targets.cpp", "bitmap_targets.cpp"} <= set(text)
+    names = ("nms", "roi_align", "polygon_targets", "bitmap_targets")
+    assert {"ops.cpp", "roi_align_backward.cu", *(f"{name}.{ending}" for name in names for ending in ("cpp", "cu"))} <= set(text)
     for name, source in text.items():
-        assert not re.search(r"\bitem\b|memcpy|[sS]ynchronize", source), name
+        waits = re.search(r"\bitem\b|[mM]emcpy|[sS]ynchronize|nonzero|\.cpu\(|kCPU|is_nonzero|masked_select", source)
+        assert not waits, (name, waits)
 
 
 def test_schemas_are_the_same_in_both_languages(repository):

@@ -27,6 +27,7 @@ BORDER = {
     "demo/predictor.py",
     "engine/launch.py",
     "weights/__init__.py",
+    "weights/command.py",
     "utils/checkpoint.py",
 }
 
@@ -40,6 +41,7 @@ FORBIDDEN = {
     "evaluation/": {"config", "modeling", "weights", "engine", "solver"},
     "engine/trainer.py": {"config", "modeling", "weights", "solver"},
     "engine/inference.py": {"config", "modeling", "weights", "solver"},
+    "engine/tta.py": {"config", "modeling", "weights", "solver"},
     "utils/": {"modeling", "data", "evaluation", "engine", "solver"},
 }
 # Needed by some verbs only, so imported inside the functions that use them.
@@ -121,7 +123,8 @@ def test_nothing_imports_programs_tests_or_demos():
     for path in SOURCES:
         names = imports(path)
         wrong += [f"{inside(path)} imports {name}" for name in names if name.split(".")[0] in outside]
-        if not inside(path).startswith("demo/"):
+        # A data set's ground truth is drawn as detections are.
+        if not inside(path).startswith("demo/") and inside(path) != "data/view.py":
             wrong += [f"{inside(path)} imports {name}" for name in names if name.startswith("maskrcnn_bench.demo")]
     assert wrong == []
 
@@ -156,7 +159,8 @@ def test_packages_are_packages_and_their_init_files_hold_names_only():
         assert init.is_file(), f"{folder} has no __init__.py, so the wheel leaves it out"
         if inside(init) in BORDER:
             continue
-        body = ast.parse(init.read_text(encoding="utf-8")).body
+        # Names may be imported when they are asked for.
+        body = [n for n in ast.parse(init.read_text(encoding="utf-8")).body if getattr(n, "name", "") != "__getattr__"]
         wrong = [n.lineno for n in body if not isinstance(n, (ast.Import, ast.ImportFrom, ast.Expr, ast.Assign, ast.AnnAssign))]
         assert wrong == [], f"{init}: lines {wrong} hold more than names"
 
@@ -219,7 +223,7 @@ def wheel(tmp_path_factory) -> Path:
 def test_wheel_is_pure_python_and_complete(wheel):
     assert wheel.name.endswith("-py3-none-any.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    wanted = {p.relative_to(REPOSITORY).as_posix() for p in SOURCES} | {"maskrcnn_bench/py.typed"}
+    wanted = {p.relative_to(REPOSITORY).as_posix() for p in SOURCES} | {"maskrcnn_bench/py.typed", "maskrcnn_bench/demo/page.html"}
     tracked = [p.relative_to(REPOSITORY) for p in tracked_files()]
     for folder in ("csrc", "configs"):
         files = {f"maskrcnn_bench/{p.as_posix()}" for p in tracked if p.parts[0] == folder}

@@ -11,6 +11,8 @@ from maskrcnn_bench.data.samplers import (
     Sample,
     ShardedBatchSampler,
     group_by_ratio,
+    repeat_factors,
+    repeat_report,
     shuffled,
 )
 
@@ -132,3 +134,60 @@ def test_nothing_to_batch_is_an_error():
         IterationBasedBatchSampler(GroupedBatchSampler([], 2), 5)
     with pytest.raises(ValueError, match="batch_size"):
         GroupedBatchSampler([0], 0)
+
+
+# ------------------------------------------------------------------------------------------------- repeated images
+
+
+def test_repeat_factors_by_hand():
+    """Of 8 images class 1 is in all, class 2 in two, class 3 in one; threshold one half."""
+    images = [0, 1, 2, 3, 4, 5, 6, 7, 0, 0, 1, 7]
+    labels = [1] * 8 + [2, 2, 2, 3]
+    factors = repeat_factors(images, labels, 9, 0.5)
+    shares = np.array([8, 2, 1]) / 9
+    two, three = np.sqrt(0.5 / shares[1:])
+    np.testing.assert_allclose(factors, [two, two, 1, 1, 1, 1, 1, three, 1])
+    assert (repeat_factors(images, labels, 9, 1e-6) == 1).all()
+    report = repeat_report(images, labels, factors, ("__background__", "cat", "dog", "emu"))
+    assert "9 images" in report[0] and [line.split()[0] for line in report[1:]] == ["emu", "dog", "cat"], "the rarest first"
+    assert report[1].split()[1:] == [f"{1 / 9:.2%}", "->", f"{three / factors.sum():.2%}"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.floats(1, 4)), min_size=1, max_size=40),
+    st.integers(1, 5),
+    st.integers(0, 30),
+)
+def test_repeated_epochs_are_equally_long_and_fair(images, batch_size, epoch):
+    groups, factors = (np.array(column) for column in zip(*images))
+    sampler = GroupedBatchSampler(groups, batch_size, seed=3, repeats=factors)
+    batches = sampler.batches(epoch)
+    assert len(batches) == len(sampler) and all(len(set(groups[batch])) == 1 for batch in batches)
+    counts = np.bincount(np.concatenate(batches).astype(int), minlength=len(groups))
+    for group in np.unique(groups):
+        members = groups == group
+        total = int(np.ceil(factors[members].sum() - 1e-9))
+        scaled = factors[members] * total / factors[members].sum()
+        assert counts[members].sum() == total
+        assert (counts[members] >= np.floor(scaled - 1e-6)).all() and (counts[members] <= np.ceil(scaled + 1e-6)).all()
+
+
+def test_repeats_come_out_on_average_and_once_stays_once():
+    factors = np.array([1.0, 1.3, 2.5, 1.0, 3.7])
+    sampler = GroupedBatchSampler([0] * 5, 2, repeats=factors)
+    counts = sum(np.bincount(np.concatenate(sampler.batches(epoch)), minlength=5) for epoch in range(400)) / 400
+    np.testing.assert_allclose(counts, factors * 10 / factors.sum(), atol=0.08)
+    once = GroupedBatchSampler([0, 1, 0, 1, 1], 2, seed=5, repeats=np.ones(5))
+    assert sorted(sum(once.batches(3), [])) == list(range(5)) and len(once) == 3
+
+
+def test_processes_share_repeated_images():
+    factors = np.linspace(1, 3, 13)
+    sampler = GroupedBatchSampler([0] * 13, 2, repeats=factors)
+    shards = [list(IterationBasedBatchSampler(sampler, 7, rank=rank, num_ranks=2)) for rank in (0, 1)]
+    assert [len(shard) for shard in shards] == [7, 7]
+    together = [[s.index for s in batch] for pair in zip(*shards) for batch in pair]
+    epochs = sampler.batches(0) + sampler.batches(1)
+    assert together == epochs[:14]
+    assert [[s.index for s in b] for b in IterationBasedBatchSampler(sampler, 7, 4, 1, 2)] == [[s.index for s in b] for b in shards[1][4:]]

@@ -8,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from maskrcnn_bench.config import explicit_keys, load_config
+from maskrcnn_bench.config import explicit_keys, get_defaults, load_config
 from maskrcnn_bench.solver import (
     WarmupMultiStepLR,
     changed,
+    check_schedule,
+    describe_length,
     learning_rate,
     make_lr_scheduler,
     make_optimizer,
@@ -182,26 +184,26 @@ def test_a_batch_of_two_gets_the_numbers_of_the_single_gpu_rule():
 
 GOLDEN = {
     1: """\
-batch: 2 images a step (1 GPU(s) x 2 image(s) x 1 accumulated), schedule for 16: factor 0.125; SOLVER.AUTO_SCALE False turns this off
+batch: 2 images a step (1 process(es) x 2 image(s) x 1 accumulated), schedule for 16: factor 0.125; SOLVER.AUTO_SCALE False turns this off
 SOLVER.BASE_LR: 0.02 -> 0.0025
 SOLVER.STEPS: (60000, 80000) -> (480000, 640000)
 SOLVER.MAX_ITER: 90000 -> 720000
 SOLVER.WARMUP_ITERS: 500 -> 4000
-MODEL.RPN.FPN_POST_NMS_TOP_N_TRAIN: 2000 (1000 x 2 image(s) on a GPU)""",
+MODEL.RPN.FPN_POST_NMS_TOP_N_TRAIN: 2000 (1000 x 2 image(s) of a process)""",
     3: """\
-batch: 12 images a step (3 GPU(s) x 2 image(s) x 2 accumulated), schedule for 16: factor 0.75; SOLVER.AUTO_SCALE False turns this off
+batch: 12 images a step (3 process(es) x 2 image(s) x 2 accumulated), schedule for 16: factor 0.75; SOLVER.AUTO_SCALE False turns this off
 SOLVER.BASE_LR: 0.02 -> 0.015
 SOLVER.STEPS: (60000, 80000) -> (80000, 106667)
 SOLVER.MAX_ITER: 90000 -> 120000
 SOLVER.WARMUP_ITERS: 500 -> 667
-MODEL.RPN.FPN_POST_NMS_TOP_N_TRAIN: 2000 (1000 x 2 image(s) on a GPU)""",
+MODEL.RPN.FPN_POST_NMS_TOP_N_TRAIN: 2000 (1000 x 2 image(s) of a process)""",
     8: """\
-batch: 32 images a step (8 GPU(s) x 4 image(s) x 1 accumulated), schedule for 16: factor 2; SOLVER.AUTO_SCALE False turns this off
+batch: 32 images a step (8 process(es) x 4 image(s) x 1 accumulated), schedule for 16: factor 2; SOLVER.AUTO_SCALE False turns this off
 SOLVER.BASE_LR: 0.02 -> 0.04
 SOLVER.STEPS: (60000, 80000) -> (30000, 40000)
 SOLVER.MAX_ITER: 90000 -> 45000
 SOLVER.WARMUP_ITERS: 500 -> 250
-MODEL.RPN.FPN_POST_NMS_TOP_N_TRAIN: 2000 -> 4000 (1000 x 4 image(s) on a GPU)""",
+MODEL.RPN.FPN_POST_NMS_TOP_N_TRAIN: 2000 -> 4000 (1000 x 4 image(s) of a process)""",
 }
 
 
@@ -249,7 +251,7 @@ def test_proposals_of_a_gpu_follow_its_images_only_where_they_are_counted_togeth
 
 @pytest.mark.parametrize("batch,world_size,accumulate", [(16, 3, 1), (2, 1, 4), (0, 1, 1)])
 def test_a_batch_that_does_not_divide_is_refused(batch, world_size, accumulate):
-    with pytest.raises(ValueError, match=f"SOLVER.IMS_PER_BATCH {batch} does not divide among {world_size} GPU"):
+    with pytest.raises(ValueError, match=f"SOLVER.IMS_PER_BATCH {batch} does not divide among {world_size} process"):
         scaled("SOLVER.IMS_PER_BATCH", str(batch), "SOLVER.ACCUMULATE", str(accumulate), world_size=world_size)
 
 
@@ -268,3 +270,27 @@ def test_changed_leaves_the_original_alone():
     new, lines = changed(cfg, {"SEED": 5, "SOLVER.MOMENTUM": cfg.SOLVER.MOMENTUM})
     assert (cfg.SEED, new.SEED, lines) == (0, 5, ["SEED: 0 -> 5"])
     assert new.is_frozen()
+
+
+@pytest.mark.parametrize(
+    "values,key",
+    [
+        ({"SOLVER.MAX_ITER": 0}, "SOLVER.MAX_ITER"),
+        ({"SOLVER.IMS_PER_BATCH": 0}, "SOLVER.IMS_PER_BATCH"),
+        ({"SOLVER.BASE_LR": 0.0}, "SOLVER.BASE_LR"),
+        ({"SOLVER.BASE_LR": float("nan")}, "SOLVER.BASE_LR"),
+        ({"SOLVER.STEPS": (5, 3)}, "SOLVER.STEPS"),
+    ],
+)
+def test_values_that_no_training_can_have_are_named(values, key):
+    with pytest.raises(ValueError, match=f"{key}: expected"):
+        check_schedule(changed(get_defaults(), values)[0])
+
+
+def test_epochs_stand_in_for_iterations_and_a_cosine_needs_no_steps():
+    values = {"SOLVER.MAX_ITER": 0, "SOLVER.MAX_EPOCHS": 2.0, "SOLVER.STEPS": (5, 3), "SOLVER.LR_SCHEDULE": "cosine"}
+    cfg = changed(get_defaults(), values)[0]
+    check_schedule(cfg)
+    cfg = schedule_from_epochs(cfg, (), 80)[0]
+    assert cfg.SOLVER.MAX_ITER == 10
+    assert describe_length(cfg, 80) == "SOLVER.MAX_ITER 10 x 16 images = 2 epochs of your 80 images"

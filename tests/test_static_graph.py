@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import FAMILIES, narrow_model, scene
+from models import FAMILIES, narrow_model, scene, scene_of
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from maskrcnn_bench.structures.bounding_box import BoxListBatch
 from maskrcnn_bench.structures.image_list import ImageList
 from maskrcnn_bench.utils.data_dependent import StaticGraphRecorder
 
-PIXEL = {family: 0 if family.startswith("d2") else 1 for family in FAMILIES}
 OWN_OPS = {"nms", "roi_align", "roi_align_backward", "polygon_targets", "bitmap_targets"}
 
 
@@ -34,7 +33,7 @@ def ready(family, *overrides, seed=0):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_operation_depends_on_data(family):
     model, optimizer = ready(family)
-    images, targets = scene(pixel=PIXEL[family])
+    images, targets = scene_of(family)
     with StaticGraphRecorder() as training:
         train_step(model, optimizer, images, targets)
     model.eval()
@@ -59,7 +58,7 @@ def test_the_count_sees_what_it_should():
     assert sum(theirs.data_dependent.values()) > 10
 
 
-@pytest.mark.parametrize("family", ["mask_fpn", "mask_c4"])
+@pytest.mark.parametrize("family", ["mask_fpn", "mask_c4", "retinanet", "d2_retinanet", "keypoint_fpn"])
 def test_a_whole_step_runs_on_tensors_without_data(family):
     """FakeTensorMode raises on anything whose shape or host value depends on data."""
     images, targets = scene()
@@ -71,10 +70,11 @@ def test_a_whole_step_runs_on_tensors_without_data(family):
         model.eval()
         with torch.no_grad():
             detections = model(images)
-    assert detections.boxes.shape[0] == 2 and "mask" in detections.fields
+    wanted = {"mask": "mask", "keypoint": "heat_maps"}.get(family.split("_")[0], "scores")
+    assert detections.boxes.shape[0] == 2 and wanted in detections.fields
 
 
-@pytest.mark.parametrize("family", ["mask_fpn", "mask_c4"])
+@pytest.mark.parametrize("family", ["mask_fpn", "mask_c4", "retinanet", "d2_retinanet", "keypoint_fpn"])
 def test_nothing_crosses_between_host_and_cuda_device(family):
     """The same on tensors that pretend to be on a GPU: nothing comes back to the CPU,
     and no constant is carried there."""
@@ -92,13 +92,14 @@ def test_nothing_crosses_between_host_and_cuda_device(family):
     assert {loss.device.type for loss in losses.values()} == {"cuda"} and detections.boxes.device.type == "cuda"
 
 
-@pytest.mark.parametrize("family", ["mask_fpn", "faster_c4"])
+@pytest.mark.parametrize("family", ["mask_fpn", "faster_c4", "keypoint_fpn", "retinanet"])
 def test_dynamo_sees_one_graph(family):
     model, _ = ready(family)
     images, targets = scene()
 
     def losses(tensors, sizes, keys, boxes, valid, labels):
-        batch = BoxListBatch(boxes, valid, targets.sizes, {"labels": labels}, packed_masks=targets.packed_masks)
+        fields = {"labels": labels, "keypoints": targets.fields["keypoints"]}
+        batch = BoxListBatch(boxes, valid, targets.sizes, fields, packed_masks=targets.packed_masks)
         return model(ImageList(tensors, images.image_sizes, keys, sizes), batch)
 
     arguments = (images.tensors, images.sizes, images.keys, targets.boxes, targets.valid, targets.fields["labels"])
@@ -119,7 +120,17 @@ def test_a_captured_graph_replays_on_other_batches():
 
     def flat(images, targets):
         masks = targets.packed_masks
-        return [images.tensors, images.sizes, images.keys, targets.boxes, targets.valid, targets.fields["labels"], masks.vertices, masks.ring_offsets, masks.object_offsets]
+        return [
+            images.tensors,
+            images.sizes,
+            images.keys,
+            targets.boxes,
+            targets.valid,
+            targets.fields["labels"],
+            masks.vertices,
+            masks.ring_offsets,
+            masks.object_offsets,
+        ]
 
     def losses(tensors, sizes, keys, boxes, valid, labels, vertices, ring_offsets, object_offsets):
         masks = type(batches[0][1].packed_masks)(vertices, ring_offsets, object_offsets, None, None)
@@ -133,17 +144,18 @@ def test_a_captured_graph_replays_on_other_batches():
             torch.testing.assert_close(replayed[name], value)
 
 
-@pytest.mark.parametrize("family", ["mask_fpn", "mask_c4", "d2_mask_fpn"])
+@pytest.mark.parametrize("family", ["mask_fpn", "mask_c4", "d2_mask_fpn", "mm_mask_fpn", "mm_faster_giou", "keypoint_fpn", "retinanet"])
 def test_padding_is_never_looked_at(family):
     """Random garbage in unused slots moves no loss, no gradient and no detection."""
     results = []
     for garbage in (None, 1, 2):
         model, _ = ready(family)
-        images, targets = scene(counts=(3, 0), pixel=PIXEL[family])
+        images, targets = scene_of(family, counts=(3, 0))
         if garbage is not None:
             generator = torch.Generator().manual_seed(garbage)
             targets.boxes[~targets.valid] = torch.rand(int((~targets.valid).sum()), 4, generator=generator) * 1000 - 500
             targets.fields["labels"][~targets.valid] = 4
+            targets.fields["keypoints"][~targets.valid] = torch.rand(int((~targets.valid).sum()), 3, 3, generator=generator) * 99
         losses = model(images, targets)
         sum(losses.values()).backward()
         results.append((losses, {name: p.grad for name, p in model.named_parameters()}))
@@ -156,7 +168,7 @@ def test_padding_is_never_looked_at(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_static_and_exact_shapes_agree(family):
-    images, targets = scene(pixel=PIXEL[family])
+    images, targets = scene_of(family)
     outcomes = []
     for static in (True, False):
         model = narrow_model(family, "MODEL.STATIC_SHAPES", static)

@@ -19,7 +19,9 @@ coordinate = st.floats(0, 90, width=32)
 @st.composite
 def boxlists(draw, pixel=None, most=6):
     n = draw(st.integers(0, most))
-    corners = np.array([[draw(coordinate), draw(coordinate), draw(st.floats(1, 60, width=32)), draw(st.floats(1, 60, width=32))] for _ in range(n)])
+    corners = np.array(
+        [[draw(coordinate), draw(coordinate), draw(st.floats(1, 60, width=32)), draw(st.floats(1, 60, width=32))] for _ in range(n)]
+    )
     boxes = torch.tensor(corners, dtype=torch.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     out = BoxList(boxes, (160, 150), pixel=draw(st.integers(0, 1)) if pixel is None else pixel)

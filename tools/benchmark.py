@@ -73,7 +73,7 @@ def model_pair(kind: str, exhaustive: bool, size: tuple[int, int]):
     )
     peer = factory(weights=None, weights_backbone=None, min_size=min(size), max_size=max(size), **every)
     peer.backbone = backbone
-    spread_outputs(peer)
+    spread_outputs(peer, size)
     options = ["MODEL.DEVICE", "cpu"]
     if exhaustive:
         options += ["MODEL.RPN.BATCH_SIZE_PER_IMAGE", "1000000", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "1000000"]
@@ -91,16 +91,20 @@ def frozen_norm(channels: int) -> torch.nn.Module:
     return FrozenBatchNorm2d(channels, eps=0.0)
 
 
-def spread_outputs(model: torch.nn.Module) -> None:
-    """Random weights whose activations keep their size, so that there are objects to find."""
-    for name, parameter in model.named_parameters():
-        if name.endswith("cls_score.weight"):
-            torch.nn.init.normal_(parameter, std=0.15)
-        elif name.endswith("bn3.weight"):
-            torch.nn.init.constant_(parameter, 0.35)
+@torch.no_grad()
+def spread_outputs(model: torch.nn.Module, size: tuple[int, int]) -> None:
+    """Random weights whose class scores and boxes vary as a trained model's do, so that there are detections."""
     for name, buffer in model.named_buffers():
         if name.endswith("bn3.weight"):
             buffer.fill_(0.35)
+    model.eval()
+    predictor = model.roi_heads.box_predictor
+    seen = []
+    hook = predictor.register_forward_hook(lambda module, inputs, outputs: seen.extend(outputs))
+    model([pictures(1, size)[0] / 255])
+    hook.remove()
+    predictor.cls_score.weight.mul_(2.5 / seen[0].std())
+    predictor.bbox_pred.weight.mul_(0.5 / seen[1].std())
 
 
 def pictures(count: int, size: tuple[int, int]) -> list[torch.Tensor]:
@@ -117,7 +121,8 @@ def objects(count: int, size: tuple[int, int]) -> list[dict[str, torch.Tensor]]:
     targets = []
     for _ in range(count):
         corner = torch.rand(8, 2, generator=generator) * torch.tensor([width, height]) * 0.6
-        boxes = torch.cat([corner, corner + 20 + torch.rand(8, 2, generator=generator) * torch.tensor([width, height]) * 0.35], dim=1).round()
+        side = 20 + torch.rand(8, 2, generator=generator) * torch.tensor([width, height]) * 0.35
+        boxes = torch.cat([corner, corner + side], dim=1).round()
         masks = torch.zeros(8, height, width, dtype=torch.uint8)
         for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
             mask[y1:y2, x1 : (x1 + x2) // 2] = 1
@@ -157,7 +162,7 @@ def inference_cases(quick: bool) -> Iterator[Case]:
     size = (128, 160) if quick else (608, 800)
     for kind in ("faster", "mask"):
         ours, peer = model_pair(kind, exhaustive=False, size=size)
-        ours.eval()
+        ours = ours.for_inference()
         peer.eval()
         images = pictures(1, size)
         scaled = [image / 255 for image in images]
@@ -292,7 +297,8 @@ def machine() -> dict[str, str]:
     import torchvision
 
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), platform.processor())
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
     versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "python": platform.python_version()}
     return {"cpu": cpu, "threads": str(torch.get_num_threads()), "commit": commit or "unknown", **versions}
 

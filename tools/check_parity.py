@@ -29,18 +29,27 @@ from parity_fixture import MIN_IOU, Boxes, Fixture, Limits, Pairing, pair  # noq
 from maskrcnn_bench.config import load_config  # noqa: E402
 from maskrcnn_bench.config.dialect import get_dialect  # noqa: E402
 from maskrcnn_bench.data.build import make_transforms  # noqa: E402
+from maskrcnn_bench.engine.inference import to_original  # noqa: E402
+from maskrcnn_bench.modeling.build import make_pooler  # noqa: E402
 from maskrcnn_bench.modeling.detector import build_detection_model  # noqa: E402
 from maskrcnn_bench.modeling.poolers import RoIs  # noqa: E402
-from maskrcnn_bench.structures.bounding_box import BoxList, BoxListBatch  # noqa: E402
-from maskrcnn_bench.structures.image_list import to_image_list  # noqa: E402
+from maskrcnn_bench.modeling.rpn.rpn import append_objects  # noqa: E402
+from maskrcnn_bench.modeling.rpn.two_way_head import TwoWayRPNHead  # noqa: E402
+from maskrcnn_bench.structures.bounding_box import BoxList, BoxListBatch, Detections  # noqa: E402
+from maskrcnn_bench.structures.boxlist_ops import box_iou  # noqa: E402
+from maskrcnn_bench.structures.image_list import ImageList, to_image_list  # noqa: E402
+from maskrcnn_bench.structures.keypoint import PersonKeypoints  # noqa: E402
 from maskrcnn_bench.structures.mask_paste import paste_rle  # noqa: E402
 from maskrcnn_bench.structures.segmentation_mask import SegmentationMask  # noqa: E402
 from maskrcnn_bench.weights import load_into, recognise  # noqa: E402
 
+INPUT = 2e-5  # one step of float32 between 128 and 256
 FEATURES = 1e-4  # features, logits, scores: absolute, in units of the array's standard deviation where that is above 1
 LOSSES = 1e-5  # relative
 GRADIENTS = 1e-4  # relative
-MAX_SWAPPED = 0.05  # of the boxes, may be exchanged at a threshold
+KEYPOINTS = 1e-2  # pixels
+POOLERS_RECORDED = {"align": "ROIAlignLegacy", "crop": "ROICrop", "crop_max": "ROICropMax", "pool": "ROIPool"}
+MAX_SWAPPED = 0.05  # of the boxes of both sides, may be exchanged at a threshold
 PIXELS = 1e-3  # of an image, that may differ in a pasted mask
 
 
@@ -76,8 +85,9 @@ class Check:
         self.prepare_input()
         with torch.no_grad():
             self.check_features()
-            self.check_box_head()
-            self.check_proposals()
+            if self.model.roi_heads is not None:
+                self.check_box_head()
+                self.check_proposals()
             self.check_detections()
             self.check_batch()
         self.check_training()
@@ -127,20 +137,31 @@ class Check:
 
     def prepare_input(self) -> None:
         """The photograph through our transforms and the model's normalisation."""
-        self.image, _ = make_transforms(self.cfg, is_train=False)(self.fixture.image())
-        self.images = to_image_list([self.image], self.model.size_divisible)
+        photograph = self.fixture.image()
+        self.image, frame = make_transforms(self.cfg, is_train=False)(photograph, BoxList([], photograph.size))
+        self.resize_factor = frame.extra_fields.get("resize_factor")
+        self.images = self.image_list([self.image])
         padded = self.model.normalizer(self.images)
         height, width = self.images.image_sizes[0]
-        self.compare("input", "input", padded[0, :, :height, :width], stated=1e-6)
+        self.compare("input", "input", padded[0, :, :height, :width], stated=INPUT)
         self.add("input.padded_hw", _most(self.fixture["input.padded_hw"], padded.shape[-2:]), 0)
         padding = max(_most(padded[..., height:, :]), _most(padded[..., width:]))
         self.add("input.padding", padding, 0)
+
+    def image_list(self, tensors: list[Tensor]) -> ImageList:
+        """Images with the factor that they were enlarged by, where there is one."""
+        images = to_image_list(tensors, self.model.size_divisible)
+        if self.resize_factor is not None:
+            images.scales = torch.full((len(tensors),), self.resize_factor)
+        return images
 
     def check_features(self) -> None:
         """Backbone, RPN head, anchors."""
         self.features = self.model.backbone(self.model.normalizer(self.images))
         names = self.fixture.names("feat")
         objectness, regression = self.model.rpn.head(self.features)
+        if isinstance(self.model.rpn.head, TwoWayRPNHead):
+            objectness = self.model.rpn.head.scores(self.features)
         self.add("levels", abs(len(names) - len(self.features)) + abs(len(self.fixture.names("rpn.cls")) - len(objectness)), 0)
         for name, feature in zip(names, self.features):
             self.compare_sampled(f"feat.{name}", f"feat.{name}", feature)
@@ -171,19 +192,37 @@ class Check:
         boxes = self.fixture["fixed.boxes"]
         rois = RoIs.flatten(BoxListBatch.pad([self.boxlist(boxes)], len(boxes), bucket=False), static=False)
         box = self.model.roi_heads.box
-        logits, deltas = box.predictor(box.feature_extractor(self.features, rois))
-        if self.fixture.project.background_last:
-            logits, deltas = logits.roll(-1, 1), deltas[:, 4:]
-        self.compare("fixed.logits", "fixed.logits", logits)
-        self.compare("fixed.deltas", "fixed.deltas", deltas)
+        stages = {"": (box.feature_extractor, box.predictor)}
+        if self.cfg.MODEL.ROI_BOX_CASCADE_HEAD.ENABLED:
+            stages = {f".{k}": parts for k, parts in enumerate(zip(box.feature_extractor, box.predictor, strict=True))}
+        for stage, (extractor, predictor) in stages.items():
+            logits, deltas = predictor(extractor(self.features, rois))
+            if self.fixture.project.background_last:
+                logits, deltas = logits.roll(-1, 1), deltas[:, 4:]
+            self.compare(f"fixed.logits{stage}", f"fixed.logits{stage}", logits)
+            self.compare(f"fixed.deltas{stage}", f"fixed.deltas{stage}", deltas)
+        for name, kind in POOLERS_RECORDED.items():
+            if f"fixed.pooled.{name}.val" in self.fixture:
+                pooler = make_pooler(self.cfg, self.cfg.MODEL.ROI_BOX_HEAD, self.features[0].shape[1], kind)
+                self.compare_sampled(f"fixed.pooled.{name}", f"fixed.pooled.{name}", pooler(self.features, rois))
 
     def check_proposals(self) -> None:
         proposals = self.model.rpn(self.images, self.features)[0][0]
         self.add("prop.count", abs(int(self.fixture["prop.count"]) - len(proposals)), 0)
+        if "prop.scores" not in self.fixture:
+            self.check_unscored("prop", proposals)
+            return
         boxes, scores = self.fixture["prop.boxes"], self.fixture["prop.scores"]
         theirs = Boxes(boxes, scores, torch.zeros(len(boxes)), self.dialect.pixel)
         ours = Boxes(proposals.bbox, proposals.get_field("objectness"), torch.zeros(len(proposals)), self.dialect.pixel)
         self.check_pairs("prop", theirs, ours, self.cfg.MODEL.RPN.NMS_THRESH, -torch.inf, partial=True)
+
+    def check_unscored(self, key: str, proposals: BoxList) -> None:
+        """Proposals that were recorded without their scores: by position, or else by the best counterpart among the next ones."""
+        theirs = self.fixture[f"{key}.boxes"]
+        distance = (theirs[:, None] - proposals.bbox[None]).abs().amax(-1)
+        distance += torch.where((torch.arange(len(theirs))[:, None] - torch.arange(len(proposals))).abs() <= 2, 0.0, torch.inf)
+        self.add(f"{key}.boxes", distance.amin(1).max(), self.tolerance(f"{key}.boxes"), f"pixels, {len(theirs)} proposals")
 
     def check_pairs(self, key: str, theirs: Boxes, ours: Boxes, nms: float, score_thresh: float, partial: bool = False) -> Pairing:
         """Rows for a set of scored boxes, paired one to one."""
@@ -192,7 +231,8 @@ class Check:
         found = pair(theirs, ours, Limits(box_noise, score_tolerance, nms, score_thresh), partial)
         self.notes += [f"{key} swapped, {text}" for text in found.swapped] + [f"{key} UNMATCHED, {text}" for text in found.lost]
         self.add(f"{key}.unmatched", len(found.lost), 0, f"{len(found.theirs)} of {len(theirs.boxes)} paired")
-        self.add(f"{key}.swapped", len(found.swapped), MAX_SWAPPED * len(theirs.boxes))
+        candidates = len(theirs.boxes) + (0 if partial else len(ours.boxes))
+        self.add(f"{key}.swapped", len(found.swapped), MAX_SWAPPED * candidates)
         a, b = theirs.boxes[found.theirs], ours.boxes[found.ours]
         iou = theirs.iou(ours)[found.theirs, found.ours]
         # Small boxes lose more overlap to the same noise.
@@ -208,15 +248,16 @@ class Check:
 
     def check_boxlist(self, key: str, boxlist: BoxList) -> Pairing:
         ours = Boxes(boxlist.bbox, boxlist.get_field("scores"), boxlist.get_field("labels"), self.dialect.pixel)
-        heads = self.cfg.MODEL.ROI_HEADS
-        return self.check_pairs(key, self.detections(key), ours, heads.NMS, heads.SCORE_THRESH)
+        heads, dense = self.cfg.MODEL.ROI_HEADS, self.cfg.MODEL.RETINANET
+        nms, score = (dense.NMS_TH, dense.INFERENCE_TH) if self.cfg.MODEL.RETINANET_ON else (heads.NMS, heads.SCORE_THRESH)
+        return self.check_pairs(key, self.detections(key), ours, nms, score)
 
     def check_detections(self) -> None:
         """Detections in the network's image and in the photograph, and their masks."""
         found = self.model(self.images)[0]
         pairs = self.check_boxlist("det", found)
         width, height = self.fixture.image().size
-        original = found.resize((width, height))
+        original = to_original(found, {"width": width, "height": height}, False, self.resize_factor)
         if self.dialect.clip_rescaled:
             original = original.clip_to_image(remove_empty=False)
         theirs = self.fixture["det.boxes_original"]
@@ -227,6 +268,22 @@ class Check:
         self.add("det.boxes_original", difference, limit, "pixels")
         if "mask.prob" in self.fixture:
             self.check_masks(original, dict(zip(pairs.theirs, pairs.ours)))
+        if "kp.heat.val" in self.fixture:
+            self.check_keypoints()
+
+    def check_keypoints(self) -> None:
+        """Heat maps in the recorded detections, and the points read off them."""
+        boxes = self.fixture["det.boxes"][: int(self.fixture["kp.heat.shape"][0])]
+        found = self.model.roi_heads.keypoint(self.features, Detections.pad([self.boxlist(boxes)], len(boxes), bucket=False))
+        self.compare_sampled("kp.heat", "kp.heat", found.get_field("heat_maps")[0])
+        keypoints = found[0].get_field("keypoints")
+        key = "kp.xys" if "kp.xys" in self.fixture else "kp.xyv"
+        difference = (self.fixture[key] - keypoints.keypoints).abs()
+        self.add("kp.points", difference[..., :2].max(), KEYPOINTS, "pixels")
+        if key == "kp.xys":
+            self.add("kp.scores", difference[..., 2].max(), FEATURES)
+        else:
+            self.compare("kp.scores", "kp.score", keypoints.get_field("logits").to(self.fixture["kp.score"].dtype))
 
     def check_masks(self, ours: BoxList, pairs: dict[int, int]) -> None:
         """Mask probabilities, pasting of the recorded ones, and both together."""
@@ -251,34 +308,59 @@ class Check:
         if "batch.crop" not in self.fixture:
             return
         y, x, height, width = self.fixture["batch.crop"].tolist()
-        images = to_image_list([self.image, self.image[:, y : y + height, x : x + width]], self.model.size_divisible)
+        images = self.image_list([self.image, self.image[:, y : y + height, x : x + width]])
+        if images.scales is not None:
+            images.scales[1] = 1.0  # cut out of the resized image, the crop is an original
         self.add("batch.padded_hw", _most(self.fixture["batch.padded_hw"], images.tensors.shape[-2:]), 0)
         for index, boxlist in enumerate(self.model(images)):
             self.check_boxlist(f"batch.det{index}", boxlist)
+        if "batch.prop0.boxes" in self.fixture:
+            for index, proposals in enumerate(self.model.rpn(images, self.model.backbone(self.model.normalizer(images)))[0]):
+                self.check_unscored(f"batch.prop{index}", proposals)
 
     def targets(self) -> BoxListBatch:
         """The recorded ground truth."""
         target = self.boxlist(self.fixture["gt.boxes"], self.fixture["gt.labels"] + 1)
         if self.cfg.MODEL.MASK_ON:
-            target.add_field("masks", SegmentationMask(self.fixture.polygons(), target.size, mode="poly"))
+            mode = "poly" if self.dialect.mask_target in ("clamped", "exact") else "mask"
+            target.add_field("masks", SegmentationMask(self.fixture.polygons(), target.size, mode=mode))
+        if self.cfg.MODEL.KEYPOINT_ON:
+            target.add_field("keypoints", PersonKeypoints(self.fixture["gt.keypoints"], target.size))
         return BoxListBatch.pad([target])
 
     def check_training(self) -> None:
         """Losses and gradients of one image, and what follows from recorded proposals alone."""
         model, targets = self.model.train(), self.targets()
         losses = model(self.images, targets)
+        names = [self.our_loss(name) for name in self.fixture.arrays["loss.names"].tolist()]
         self.check_losses("loss", losses)
-        sum(losses.values()).backward()
+        sum(losses[name] for name in names).backward()
         self.check_gradients()
         with torch.no_grad():
-            self.check_fixed_losses(targets)
+            if "loss_fixed.names" in self.fixture:
+                self.check_fixed_losses(targets)
             if "mask_target.value" in self.fixture:
                 self.check_mask_targets(targets)
+            if "roi_target.value" in self.fixture:
+                self.check_roi_targets(targets)
+
+    def check_roi_targets(self, targets: BoxListBatch) -> None:
+        """Which object recorded boxes belong to, and what their regression should answer."""
+        boxes, objects = self.fixture["roi_target.boxes"], self.fixture["roi_target.object"]
+        overlap = box_iou(boxes, targets.boxes[0][targets.valid[0]], self.dialect.pixel)
+        self.compare("roi_target.iou", "roi_target.iou", overlap.amax(1))
+        self.add("roi_target.object", (overlap.argmax(1) != objects).sum(), 0)
+        codes = self.model.roi_heads.box.loss.box_coder.encode(targets.boxes[0][objects], boxes)
+        self.compare("roi_target.value", "roi_target.value", codes)
+
+    def our_loss(self, name: str) -> str:
+        project = self.fixture.project
+        return (project.retinanet_losses if self.cfg.MODEL.RETINANET_ON else project.losses).get(name, name)
 
     def check_losses(self, key: str, losses: dict[str, Tensor]) -> None:
         noise = 10 * self.fixture.noise(f"{key}.values")
         for name, theirs in zip(self.fixture.arrays[f"{key}.names"].tolist(), self.fixture[f"{key}.values"].tolist()):
-            ours = losses[self.fixture.project.losses.get(name, name)].item()
+            ours = losses[self.our_loss(name)].item()
             stage = f"{key}.{name.removeprefix('loss_')}"
             self.add(stage, abs(ours - theirs), max(LOSSES * abs(theirs), noise), f"of {theirs:.4g}, {abs(ours / theirs - 1):.1e} of it")
 
@@ -298,10 +380,10 @@ class Check:
 
     def check_fixed_losses(self, targets: BoxListBatch) -> None:
         """Losses of the heads when the recorded boxes are the proposals."""
-        boxes = self.fixture["train.proposals"]
+        proposals = BoxListBatch.pad([self.boxlist(self.fixture["train.proposals"])])
         if self.fixture.project.appends_objects:
-            boxes = torch.cat([boxes, self.fixture["gt.boxes"]])
-        proposals = BoxListBatch.pad([self.boxlist(boxes)])
+            proposals.add_field("objectness", torch.zeros_like(proposals.boxes[..., 0]))
+            proposals = append_objects(proposals, targets)
         keys = torch.zeros(1, dtype=torch.int64)  # every box is drawn, so no choice depends on it
         self.check_losses("loss_fixed", self.model.roi_heads(self.features, proposals, targets, keys)[2])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,9 +26,79 @@ _D2_KEYS = {
     "MODEL.RPN.POST_NMS_TOPK_TEST": ("MODEL.RPN.POST_NMS_TOP_N_TEST", "MODEL.RPN.FPN_POST_NMS_TOP_N_TEST"),
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": ("MODEL.ROI_HEADS.SCORE_THRESH",),
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": ("MODEL.ROI_HEADS.NMS",),
-    "TEST.DETECTIONS_PER_IMAGE": ("MODEL.ROI_HEADS.DETECTIONS_PER_IMG",),
+    "MODEL.RETINANET.SCORE_THRESH_TEST": ("MODEL.RETINANET.INFERENCE_TH",),
+    "MODEL.RETINANET.TOPK_CANDIDATES_TEST": ("MODEL.RETINANET.PRE_NMS_TOP_N",),
+    "MODEL.RETINANET.NMS_THRESH_TEST": ("MODEL.RETINANET.NMS_TH",),
+    "TEST.DETECTIONS_PER_IMAGE": ("MODEL.ROI_HEADS.DETECTIONS_PER_IMG", "TEST.DETECTIONS_PER_IMG"),
 }
-_D2_LOSSES = {"loss_cls": "loss_classifier", "loss_rpn_cls": "loss_objectness", "loss_rpn_loc": "loss_rpn_box_reg"}
+_D2_LOSSES = {
+    "loss_cls": "loss_classifier",
+    "loss_rpn_cls": "loss_objectness",
+    "loss_rpn_loc": "loss_rpn_box_reg",
+    "loss_keypoint": "loss_kp",
+}
+_D2_LOSSES |= {f"loss_cls_stage{k}": f"loss_classifier_stage{k}" for k in range(3)}
+_D2_RETINANET_LOSSES = {"loss_cls": "loss_retina_cls", "loss_box_reg": "loss_retina_reg"}
+
+_MM_KEYS = {
+    "model.train_cfg.rpn.sampler.num": ("MODEL.RPN.BATCH_SIZE_PER_IMAGE",),
+    "model.train_cfg.rpn.sampler.pos_fraction": ("MODEL.RPN.POSITIVE_FRACTION",),
+    "model.train_cfg.rcnn.sampler.num": ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",),
+    "model.train_cfg.rcnn.sampler.pos_fraction": ("MODEL.ROI_HEADS.POSITIVE_FRACTION",),
+    "model.train_cfg.rpn_proposal.nms_pre": ("MODEL.RPN.PRE_NMS_TOP_N_TRAIN",),
+    "model.train_cfg.rpn_proposal.max_per_img": ("MODEL.RPN.POST_NMS_TOP_N_TRAIN", "MODEL.RPN.FPN_POST_NMS_TOP_N_TRAIN"),
+    "model.test_cfg.rpn.nms_pre": ("MODEL.RPN.PRE_NMS_TOP_N_TEST",),
+    "model.test_cfg.rpn.max_per_img": ("MODEL.RPN.POST_NMS_TOP_N_TEST", "MODEL.RPN.FPN_POST_NMS_TOP_N_TEST"),
+    "model.test_cfg.rcnn.score_thr": ("MODEL.ROI_HEADS.SCORE_THRESH",),
+    "model.test_cfg.rcnn.nms.iou_threshold": ("MODEL.ROI_HEADS.NMS",),
+    "model.test_cfg.rcnn.max_per_img": ("MODEL.ROI_HEADS.DETECTIONS_PER_IMG",),
+    "test_pipeline Resize.scale": ("INPUT.MAX_SIZE_TEST", "INPUT.MIN_SIZE_TEST"),
+}
+_MM_LOSSES = {
+    "loss_rpn_cls": "loss_objectness",
+    "loss_rpn_bbox": "loss_rpn_box_reg",
+    "loss_cls": "loss_classifier",
+    "loss_bbox": "loss_box_reg",
+}
+
+_JW_KEYS = {
+    "TEST.SCALES": ("INPUT.MIN_SIZE_TEST",),
+    "TEST.MAX_SIZE": ("INPUT.MAX_SIZE_TEST",),
+    "TEST.NMS": ("MODEL.ROI_HEADS.NMS",),
+    "TEST.RPN_NMS_THRESH": ("MODEL.RPN.NMS_THRESH",),
+    "TEST.RPN_PRE_NMS_TOP_N": ("MODEL.RPN.PRE_NMS_TOP_N_TEST",),
+    "TEST.RPN_POST_NMS_TOP_N": ("MODEL.RPN.POST_NMS_TOP_N_TEST",),
+    "TRAIN.RPN_BATCHSIZE": ("MODEL.RPN.BATCH_SIZE_PER_IMAGE",),
+    "TRAIN.RPN_FG_FRACTION": ("MODEL.RPN.POSITIVE_FRACTION",),
+    "TRAIN.RPN_PRE_NMS_TOP_N": ("MODEL.RPN.PRE_NMS_TOP_N_TRAIN",),
+    "TRAIN.RPN_POST_NMS_TOP_N": ("MODEL.RPN.POST_NMS_TOP_N_TRAIN",),
+    "TRAIN.BATCH_SIZE": ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",),
+    "POOLING_MODE": ("MODEL.ROI_BOX_HEAD.POOLER_TYPE",),
+    "USE_GPU_NMS": (),
+    "CROP_RESIZE_WITH_MAX_POOL": (),
+}
+_JW_LOSSES = {"rpn_loss_cls": "loss_objectness", "rpn_loss_box": "loss_rpn_box_reg"}
+
+
+def jw_pooler(mode: str, with_max_pool: bool) -> str:
+    """Our POOLER_TYPE of faster-rcnn.pytorch's POOLING_MODE."""
+    crop = "ROICropMax" if with_max_pool else "ROICrop"
+    return {"align": "ROIAlignLegacy", "pool": "ROIPool", "crop": crop}[mode]
+
+
+def _jw_settings(spec: dict) -> tuple[str, dict]:
+    """The file of our configuration, and what it says besides its overrides: thresholds, and what the shapes of weights tell."""
+    net = re.search(r"--net (\w+)", spec["config"])[1]
+    shapes = {name: shape for name, shape, *_ in spec["tensors"]}
+    scales = shapes["RCNN_rpn.RPN_cls_score.weight"][0] // 6
+    options = {
+        "MODEL.RPN.ANCHOR_SIZES": [128, 256, 512] if scales == 3 else [64, 128, 256, 512],
+        "MODEL.ROI_BOX_HEAD.NUM_CLASSES": shapes["RCNN_cls_score.weight"][0],
+        "MODEL.CLS_AGNOSTIC_BBOX_REG": shapes["RCNN_bbox_pred.weight"][0] == 4,
+        "MODEL.ROI_HEADS.SCORE_THRESH": spec["thresholds"]["score"],
+        "MODEL.ROI_HEADS.DETECTIONS_PER_IMG": spec["thresholds"]["detections_per_image"] or 10**4,
+    }
+    return f"{net}_voc07.yaml", options
 
 
 @dataclass(frozen=True)
@@ -38,22 +109,28 @@ class Project:
         configs: folder of its models below configs/.
         keys: {its configuration key: ours}; others have the same name.
         losses: {its name of a loss: ours}; others have the same name.
+        retinanet_losses: the same for RetinaNet.
         first_label: what its first object class is called.
         background_last: logits of the background come last, and deltas and masks have none.
         appends_objects: recorded training proposals lack the ground truth.
+        settings: spec to (file of our configuration, further {our key: value}), where the recorded name of the configuration is no file.
     """
 
     configs: str
     keys: dict[str, tuple[str, ...]] = field(default_factory=dict)
     losses: dict[str, str] = field(default_factory=dict)
+    retinanet_losses: dict[str, str] = field(default_factory=dict)
     first_label: int = 1
     background_last: bool = False
     appends_objects: bool = False
+    settings: Callable[[dict], tuple[str, dict]] | None = None
 
 
 PROJECTS = {
+    "mm": Project("mmdetection", _MM_KEYS, _MM_LOSSES, first_label=0, background_last=True, appends_objects=True),
     "mb": Project(configs=""),
-    "d2": Project("detectron2", _D2_KEYS, _D2_LOSSES, first_label=0, background_last=True, appends_objects=True),
+    "jw": Project("faster_rcnn_pytorch", _JW_KEYS, _JW_LOSSES, settings=_jw_settings),
+    "d2": Project("detectron2", _D2_KEYS, _D2_LOSSES, _D2_RETINANET_LOSSES, first_label=0, background_last=True, appends_objects=True),
 }
 
 
@@ -120,13 +197,23 @@ class Fixture:
     def options(self) -> list:
         """The recorded overrides in our keys, KEY VALUE."""
         out: list = []
+        if self.project.settings:
+            out += [word for pair in self.project.settings(self.spec)[1].items() for word in pair]
         for key, value in self.spec["overrides"].items():
-            for ours in self.project.keys.get(key, (key,)):
-                out += [ours, value]
+            if key == "POOLING_MODE":
+                value = jw_pooler(value, self.spec["overrides"].get("CROP_RESIZE_WITH_MAX_POOL", False))
+            value = value[0] if isinstance(value, list) and len(value) == 1 else value
+            keys = self.project.keys.get(key, (key,))
+            values = value if isinstance(value, list) and len(value) == len(keys) > 1 else [value] * len(keys)
+            out += [word for pair in zip(keys, values) for word in pair]
         return out
 
     def config_file(self) -> Path:
-        return CONFIGS / self.project.configs / Path(self.spec["config"]).name
+        """Our file of the fixture's configuration: in the same folder as there, or directly in the project's."""
+        if self.project.settings:
+            return CONFIGS / self.project.configs / self.project.settings(self.spec)[0]
+        folder, name = CONFIGS / self.project.configs, Path(self.spec["config"]).with_suffix(".yaml")
+        return folder / name if (folder / name).is_file() else folder / name.name
 
 
 def _drawn(name: str, shape: list[int], std: float) -> np.ndarray:

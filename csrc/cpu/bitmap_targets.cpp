@@ -1,95 +1,58 @@
-// Mask targets from bitmaps: the average of bilinear samples in each bin of a box, about one sample a pixel. Sums run
-// in the order of torchvision.ops.roi_align, so that a threshold on the result decides alike.
+// Mask targets from bitmaps: the average of bilinear samples in each bin of a box.
 #include <ATen/Parallel.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <vector>
 
+#include "../bitmap_samples.h"
 #include "kernel.h"
 
 namespace maskrcnn_bench {
 namespace {
 
-constexpr int64_t kMostSamples = 1 << 12;  // along an axis of a bin; bounds what a box without sense costs
-
-// One sample along an axis: two neighbours in the crop (-1: outside, zero) and the share of the second.
-struct Sample {
-  int64_t low, high;
-  float fraction;
-};
-
-struct Axis {
-  int64_t per_bin;
+std::vector<Sample> all_samples(const SampleAxis& axis, int64_t bins) {
   std::vector<Sample> samples;
-
-  Axis(float begin, float end, int64_t bins, int64_t origin, int64_t extent) {
-    const float start = begin - .5f;
-    const float bin_size = (end - .5f - start) / float(bins);
-    const float wanted = std::ceil(bin_size);
-    per_bin = wanted > 0 ? int64_t(std::min(wanted, float(kMostSamples))) : 0;
-    samples.reserve(bins * per_bin);
-    for (int64_t bin = 0; bin < bins; ++bin) {
-      for (int64_t i = 0; i < per_bin; ++i) {
-        add(start + float(bin) * bin_size + (float(i) + .5f) * bin_size / float(per_bin), origin, extent);
-      }
+  samples.reserve(bins * axis.per_bin);
+  for (int64_t bin = 0; bin < bins; ++bin) {
+    for (int64_t i = 0; i < axis.per_bin; ++i) {
+      samples.push_back(axis.sample(bin, i));
     }
   }
+  return samples;
+}
 
- private:
-  void add(float position, int64_t origin, int64_t extent) {
-    if (!(std::abs(position) < 1e9f)) {
-      samples.push_back({-1, -1, 0});
-      return;
+// The sum over a bin; samples above and below the crop add nothing.
+float sum(const Crop& crop, const Sample* rows, int64_t num_rows, const Sample* columns, int64_t num_columns) {
+  float total = 0;
+  for (int64_t i = 0; i < num_rows; ++i) {
+    if (rows[i].low < 0 && rows[i].high < 0) {
+      continue;
     }
-    const float floor = std::floor(position);
-    const int64_t low = int64_t(floor) - origin;
-    const auto inside = [&](int64_t pixel) { return pixel >= 0 && pixel < extent ? pixel : -1; };
-    samples.push_back({inside(low), inside(low + 1), position - floor});
-  }
-};
-
-struct Crop {
-  const uint8_t* pixels;
-  int64_t x0, y0, width, height;
-
-  float at(int64_t y, int64_t x) const { return y < 0 || x < 0 ? 0.f : float(pixels[y * width + x]); }
-
-  float blend(const Sample& y, const Sample& x) const {
-    const float hy = 1.f - y.fraction, hx = 1.f - x.fraction;
-    return hy * hx * at(y.low, x.low) + hy * x.fraction * at(y.low, x.high) + y.fraction * hx * at(y.high, x.low) +
-           y.fraction * x.fraction * at(y.high, x.high);
-  }
-
-  void average(const float* box, int64_t resolution, float* out) const {
-    const Axis columns(box[0], box[2], resolution, x0, width);
-    const Axis rows(box[1], box[3], resolution, y0, height);
-    const auto count = float(std::max<int64_t>(rows.per_bin * columns.per_bin, 1));
-    for (int64_t bin_y = 0; bin_y < resolution; ++bin_y) {
-      for (int64_t bin_x = 0; bin_x < resolution; ++bin_x) {
-        out[bin_y * resolution + bin_x] = sum(rows, columns, bin_y, bin_x) / count;
-      }
+    for (int64_t j = 0; j < num_columns; ++j) {
+      total += crop.blend(rows[i], columns[j]);
     }
   }
+  return total;
+}
 
- private:
-  float sum(const Axis& rows, const Axis& columns, int64_t bin_y, int64_t bin_x) const {
-    float total = 0;
-    for (int64_t i = 0; i < rows.per_bin; ++i) {
-      const Sample& y = rows.samples[bin_y * rows.per_bin + i];
-      if (y.low < 0 && y.high < 0) {
-        continue;
-      }
-      for (int64_t j = 0; j < columns.per_bin; ++j) {
-        total += blend(y, columns.samples[bin_x * columns.per_bin + j]);
-      }
+void average(const uint8_t* bitmaps, const int64_t* geometry, const float* box, int64_t resolution, float* out) {
+  const Crop crop{bitmaps + geometry[0], geometry[3]};
+  const SampleAxis x_axis(box[0], box[2], resolution, geometry[1], geometry[3]);
+  const SampleAxis y_axis(box[1], box[3], resolution, geometry[2], geometry[4]);
+  const auto columns = all_samples(x_axis, resolution);
+  const auto rows = all_samples(y_axis, resolution);
+  const auto count = float(std::max<int64_t>(y_axis.per_bin * x_axis.per_bin, 1));
+  for (int64_t bin_y = 0; bin_y < resolution; ++bin_y) {
+    for (int64_t bin_x = 0; bin_x < resolution; ++bin_x) {
+      const Sample* row = rows.data() + bin_y * y_axis.per_bin;
+      const Sample* column = columns.data() + bin_x * x_axis.per_bin;
+      out[bin_y * resolution + bin_x] = sum(crop, row, y_axis.per_bin, column, x_axis.per_bin) / count;
     }
-    return total;
   }
-};
+}
 
 void check_geometry(const at::Tensor& geometry, int64_t num_pixels) {
   check_shape("bitmap_targets", "geometry", geometry, {geometry.size(0), 5});
@@ -128,8 +91,7 @@ at::Tensor bitmap_targets(const at::Tensor& bitmaps, const at::Tensor& geometry,
     for (int64_t r = begin; r < end; ++r) {
       const int64_t* row = geometry_row + 5 * std::max<int64_t>(ind[r], 0);
       if (ind[r] >= 0 && row[3] > 0 && row[4] > 0) {
-        const Crop crop{pixels + row[0], row[1], row[2], row[3], row[4]};
-        crop.average(box + 4 * r, resolution, target + r * resolution * resolution);
+        average(pixels, row, box + 4 * r, resolution, target + r * resolution * resolution);
       }
     }
   });

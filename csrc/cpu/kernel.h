@@ -1,4 +1,4 @@
-// What the CPU kernels share: run-time choice of the instruction set, and the checks that keep memory safe.
+// What the CPU kernels share: run-time choice of the instruction set, and (with the CUDA kernels) checks of the arguments.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>

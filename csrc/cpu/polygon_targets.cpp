@@ -1,37 +1,18 @@
-// Mask targets from polygons, with the rasterisation of the COCO API. That algorithm draws the outline on a grid five
-// times finer, walks along it point by point, and where the walk passes the centre line of a pixel column notes the
-// height; the notes, in column-major order, toggle between outside and inside. Here only the points next to a centre
-// line are computed, so a polygon far outside the frame costs no more than one inside; every point has the same
-// rounding as in the walk (build without contraction of multiply and add).
+// Mask targets from polygons, with the rasterisation of the COCO API: the heights noted along the outline
+// (polygon_walk.h), in column-major order, toggle between outside and inside.
 #include <ATen/Parallel.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <vector>
 
+#include "../polygon_walk.h"
 #include "kernel.h"
 
 namespace maskrcnn_bench {
 namespace {
-
-constexpr int64_t kFine = 5;    // fine units a pixel
-constexpr int64_t kCentre = 2;  // a crossing lies between fine column 5 k + 2 and the next one
-
-struct Point {
-  int64_t x, y;
-};
-
-// Rounds as the COCO API does; far coordinates are limited to what its 32-bit integers hold.
-int64_t to_fine(double pixels) {
-  const double value = double(kFine) * pixels + .5;
-  return int64_t(std::clamp(std::isnan(value) ? 0. : value, -1e9, 1e9));
-}
-
-int64_t ceil_divide(int64_t a, int64_t b) { return a >= 0 ? (a + b - 1) / b : -(-a / b); }
 
 class Grid {
  public:
@@ -40,16 +21,8 @@ class Grid {
   void clear() { std::fill(toggles_.begin(), toggles_.end(), 0); }
 
   void add_edge(Point from, Point to) {
-    const int64_t dx = std::abs(to.x - from.x);
-    const int64_t dy = std::abs(to.y - from.y);
-    if (dx == 0) {
-      return;
-    }
-    if (dx >= dy) {
-      add_flat_edge(from.x < to.x ? from : to, from.x < to.x ? to : from);
-    } else {
-      add_steep_edge(from.y < to.y ? from : to, from.y < to.y ? to : from);
-    }
+    const auto toggle = [this](int64_t position) { toggles_[position] ^= 1; };
+    EdgeWalk<decltype(toggle)>(size_, toggle).walk(from, to);
   }
 
   // Row-major, or with what `out` holds.
@@ -64,47 +37,6 @@ class Grid {
   }
 
  private:
-  // Columns whose crossing lies between two fine abscissae.
-  int64_t first_column(int64_t low) const { return std::max<int64_t>(0, ceil_divide(low - kCentre, kFine)); }
-  int64_t end_column(int64_t high) const { return std::min(size_, high < kCentre + 1 ? 0 : (high - kCentre - 1) / kFine + 1); }
-
-  void toggle(int64_t column, int64_t fine_y) {
-    toggles_[column * size_ + std::clamp<int64_t>(ceil_divide(fine_y - kCentre, kFine), 0, size_)] ^= 1;
-  }
-
-  // The walk takes every x once.
-  void add_flat_edge(Point left, Point right) {
-    const double slope = double(right.y - left.y) / double(right.x - left.x);
-    const auto y_at = [&](int64_t x) { return int64_t(double(left.y) + slope * double(x - left.x) + .5); };
-    for (int64_t column = first_column(left.x); column < end_column(right.x); ++column) {
-      const int64_t x = kFine * column + kCentre;
-      toggle(column, std::min(y_at(x), y_at(x + 1)));
-    }
-  }
-
-  // The walk takes every y once; x changes by at most one at a step.
-  void add_steep_edge(Point top, Point bottom) {
-    const int64_t steps = bottom.y - top.y;
-    const double slope = double(bottom.x - top.x) / double(steps);
-    const auto x_at = [&](int64_t t) { return int64_t(double(top.x) + slope * double(t) + .5); };
-    const bool rising = slope > 0;
-    const int64_t low = x_at(rising ? 0 : steps);
-    const int64_t high = x_at(rising ? steps : 0);
-    for (int64_t column = first_column(low); column < end_column(high); ++column) {
-      const int64_t x = kFine * column + kCentre;
-      const auto passed = [&](int64_t t) { return rising ? x_at(t) > x : x_at(t) <= x; };
-      const double guess = (double(x) + .5 - double(top.x)) / slope;
-      auto t = int64_t(std::clamp(guess, 1., double(steps)));
-      while (t > 1 && passed(t - 1)) {
-        --t;
-      }
-      while (!passed(t)) {
-        ++t;
-      }
-      toggle(column, top.y + t - 1);
-    }
-  }
-
   int64_t size_;
   std::vector<uint8_t> toggles_;  // at a column-major position; the last one is the end of the grid
 };
@@ -123,21 +55,14 @@ struct Packed {
         continue;
       }
       grid.clear();
-      Point previous = place(end - 1, frame);
-      const Point last = previous;
+      Point previous = place(vertices + 2 * (end - 1), frame);
       for (int64_t i = begin; i < end; ++i) {
-        const Point point = i == end - 1 ? last : place(i, frame);
+        const Point point = place(vertices + 2 * i, frame);
         grid.add_edge(previous, point);
         previous = point;
       }
       grid.merge_into(out);
     }
-  }
-
-  Point place(int64_t i, const T* frame) const {
-    const T x = (vertices[2 * i] - frame[0]) * frame[2];
-    const T y = (vertices[2 * i + 1] - frame[1]) * frame[3];
-    return {to_fine(double(x)), to_fine(double(y))};
   }
 };
 

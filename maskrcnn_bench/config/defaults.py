@@ -9,6 +9,8 @@ import os
 
 from .node import CfgNode
 
+POOLER_TYPES = ("ROIAlign", "ROIAlignV2", "ROIAlignLegacy", "ROIPool", "ROICrop", "ROICropMax", "DeformPSROIPool")
+
 _C = CfgNode()
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -45,6 +47,14 @@ _C.INPUT = CfgNode()
 _C.INPUT.MIN_SIZE_TRAIN = (800,)
 # Largest length of the longer side in training, even if the shorter one then falls below MIN_SIZE_TRAIN. Pixels.
 _C.INPUT.MAX_SIZE_TRAIN = 1333
+# "choice" draws one of MIN_SIZE_TRAIN; "range" any whole number from the first of its two values to the second.
+_C.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
+_C.limit("INPUT.MIN_SIZE_TRAIN_SAMPLING", "choice", "range")
+# Large-scale jitter: (lowest, highest) factor of a square of MAX_SIZE_TRAIN that a training image fits; a square of that size is
+# cut out of larger ones. () is off; otherwise MIN_SIZE_TRAIN is not used.
+_C.INPUT.SCALE_JITTER = ()
+# (lowest, highest) width divided by height; training images outside this range are cut, as in faster-rcnn.pytorch. () is off.
+_C.INPUT.ASPECT_RATIO_RANGE = ()
 # The same two lengths in testing. Pixels.
 _C.INPUT.MIN_SIZE_TEST = 800
 _C.INPUT.MAX_SIZE_TEST = 1333
@@ -70,7 +80,8 @@ _C.INPUT.VERTICAL_FLIP_PROB_TRAIN = 0.0
 # Data sets
 # ----------------------------------------------------------------------------------------------------------------------
 _C.DATASETS = CfgNode()
-# Names of the catalog, or folders in COCO or VOC layout. Several training sets are joined; test sets are tested one by one.
+# Names of the catalog, or folders in a known layout (COCO, VOC, YOLO, ...). Several training sets are joined; test sets are
+# tested one by one.
 _C.DATASETS.TRAIN = ()
 _C.DATASETS.TEST = ()
 # One folder for training and testing, as the option --data gives it; used when TRAIN and TEST are empty.
@@ -95,6 +106,8 @@ _C.DATALOADER.NUM_WORKERS = 4
 _C.DATALOADER.SIZE_DIVISIBILITY = 0
 # Batches hold only upright or only wide images, so that less padding is computed.
 _C.DATALOADER.ASPECT_RATIO_GROUPING = True
+# Images with a class that fewer than this share of the images have occur more often, by the square root of the ratio. 0: off.
+_C.DATALOADER.REPEAT_THRESHOLD = 0.0
 # "ram" keeps decoded images in memory, per worker: for small data sets.
 _C.DATALOADER.CACHE = "none"
 _C.limit("DATALOADER.CACHE", "none", "ram")
@@ -103,9 +116,11 @@ _C.limit("DATALOADER.CACHE", "none", "ram")
 # Backbone
 # ----------------------------------------------------------------------------------------------------------------------
 _C.MODEL.BACKBONE = CfgNode()
-# Name in the registry of backbones: with -C4 or -FPN.
-# ResNeXt is chosen by RESNETS.NUM_GROUPS and WIDTH_PER_GROUP.
+# Name in the registry of backbones: with -C4 or -FPN, VGG-16.
+# ResNeXt is chosen by RESNETS.NUM_GROUPS and WIDTH_PER_GROUP. "timm:NAME" takes a trunk of timm, with an FPN.
 _C.MODEL.BACKBONE.CONV_BODY = "R-50-C4"
+# File with weights of that trunk as timm has them; "" draws them at random. Nothing is downloaded.
+_C.MODEL.BACKBONE.TIMM_WEIGHT = ""
 # Stages whose weights stay fixed, counted from the stem: 0 none, 1 the stem, 2 stem and first stage, ... 5 all.
 _C.MODEL.BACKBONE.FREEZE_CONV_BODY_AT = 2
 
@@ -130,14 +145,14 @@ _C.MODEL.RESNETS.STRIDE_IN_1X1 = True
 # Names in the registries of residual blocks and of stems; they fix the norm unless NORM is set.
 _C.MODEL.RESNETS.TRANS_FUNC = "BottleneckWithFixedBatchNorm"
 _C.MODEL.RESNETS.STEM_FUNC = "StemWithFixedBatchNorm"
-# Norm of stem and blocks. "": as TRANS_FUNC and STEM_FUNC say.
+# Norm of stem and blocks. "": as TRANS_FUNC and STEM_FUNC say. FixedStatisticsBN learns scales and offsets only.
 _C.MODEL.RESNETS.NORM = ""
-_C.limit("MODEL.RESNETS.NORM", "", "FrozenBN", "BN", "GN", "SyncBN")
+_C.limit("MODEL.RESNETS.NORM", "", "FrozenBN", "FixedStatisticsBN", "BN", "GN", "SyncBN")
 # Dilation of the 3x3 convolutions in stage 5; 2 keeps the map twice as large.
 _C.MODEL.RESNETS.RES5_DILATION = 1
 # Channels that the backbone (the FPN, where there is one) hands to the heads.
 _C.MODEL.RESNETS.BACKBONE_OUT_CHANNELS = 256 * 4
-# Channels of the first stage's output (doubled at every stage) and of the stem's.
+# Channels of the first stage's output (doubled at every stage) and of the stem's; the latter also those of VGG's first block.
 _C.MODEL.RESNETS.RES2_OUT_CHANNELS = 256
 _C.MODEL.RESNETS.STEM_OUT_CHANNELS = 64
 # Stages 2 to 5 with deformable 3x3 convolutions; modulated ones (v2) weigh every sample.
@@ -187,6 +202,12 @@ _C.MODEL.RPN.FPN_POST_NMS_PER_BATCH = True
 _C.MODEL.RPN.RPN_HEAD = "SingleConvRPNHead"
 # Channels of the head's 3x3 convolution; 0 keeps those of its input.
 _C.MODEL.RPN.CONV_CHANNELS = 0
+# What the boxes learn by: "smooth_l1" and "l1" compare codes, "iou", "giou" and "bounded_iou" the boxes that they mean; and its factor.
+_C.MODEL.RPN.BOX_REG_LOSS = "smooth_l1"
+_C.limit("MODEL.RPN.BOX_REG_LOSS", "smooth_l1", "l1", "iou", "giou", "bounded_iou")
+_C.MODEL.RPN.BOX_REG_LOSS_WEIGHT = 1.0
+# Where smooth L1 of the boxes turns from a parabola to a line; 0 is L1, negative as the dialect has it.
+_C.MODEL.RPN.SMOOTH_L1_BETA = -1.0
 
 # ----------------------------------------------------------------------------------------------------------------------
 # What the heads on regions share
@@ -197,6 +218,8 @@ _C.MODEL.ROI_HEADS.USE_FPN = False
 # A proposal is positive at this IoU with an object (>=) and background below the other one (<).
 _C.MODEL.ROI_HEADS.FG_IOU_THRESHOLD = 0.5
 _C.MODEL.ROI_HEADS.BG_IOU_THRESHOLD = 0.5
+# A positive proposal that an object overlaps most belongs to that object, even when it overlaps another one more.
+_C.MODEL.ROI_HEADS.MATCH_BEST_PROPOSALS = False
 # Factors of (dx, dy, dw, dh) in the box targets.
 _C.MODEL.ROI_HEADS.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 # Proposals that train, per image, and the largest share of positive ones among them.
@@ -218,12 +241,22 @@ _C.MODEL.ROI_BOX_HEAD.FEATURE_EXTRACTOR = "ResNet50Conv5ROIFeatureExtractor"
 _C.MODEL.ROI_BOX_HEAD.PREDICTOR = "FastRCNNPredictor"
 # Rows and columns of bins in a pooled region.
 _C.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 14
+# Kind of pooling. ROIAlign follows MODEL.DIALECT, ROIAlignV2 is shifted by half a cell, ROIAlignLegacy is faster-rcnn.pytorch's;
+# ROIPool takes maxima, ROICrop samples a grid (ROICropMax: maxima of 2 x 2 samples), DeformPSROIPool learns where its bins lie.
+_C.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "ROIAlign"
+_C.limit("MODEL.ROI_BOX_HEAD.POOLER_TYPE", *POOLER_TYPES)
 # Samples per bin and axis; 0 takes as many as a bin has feature cells.
 _C.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO = 0
 # Feature cells per pixel, one value a level.
 _C.MODEL.ROI_BOX_HEAD.POOLER_SCALES = (1.0 / 16,)
 # Classes with the background; 0 takes the number from the training data.
 _C.MODEL.ROI_BOX_HEAD.NUM_CLASSES = 81
+# What the boxes learn by: "smooth_l1" and "l1" compare codes, "iou", "giou" and "bounded_iou" the boxes that they mean; and its factor.
+_C.MODEL.ROI_BOX_HEAD.BOX_REG_LOSS = "smooth_l1"
+_C.limit("MODEL.ROI_BOX_HEAD.BOX_REG_LOSS", "smooth_l1", "l1", "iou", "giou", "bounded_iou")
+_C.MODEL.ROI_BOX_HEAD.BOX_REG_LOSS_WEIGHT = 1.0
+# Where smooth L1 of the boxes turns from a parabola to a line; 0 is L1, negative as the dialect has it.
+_C.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA = -1.0
 # Width of the fully connected layers.
 _C.MODEL.ROI_BOX_HEAD.MLP_HEAD_DIM = 1024
 # GroupNorm after the layers of the head.
@@ -232,6 +265,14 @@ _C.MODEL.ROI_BOX_HEAD.USE_GN = False
 _C.MODEL.ROI_BOX_HEAD.DILATION = 1
 _C.MODEL.ROI_BOX_HEAD.CONV_HEAD_DIM = 256
 _C.MODEL.ROI_BOX_HEAD.NUM_STACKED_CONVS = 4
+
+_C.MODEL.ROI_BOX_CASCADE_HEAD = CfgNode()
+# Cascade R-CNN: box heads in a row, each of which starts from the boxes of the one before.
+_C.MODEL.ROI_BOX_CASCADE_HEAD.ENABLED = False
+# Of each head: from which IoU with an object a box is positive, and the factors of (dx, dy, dw, dh) in its targets. These
+# take the place of ROI_HEADS.FG_IOU_THRESHOLD, BG_IOU_THRESHOLD and BBOX_REG_WEIGHTS.
+_C.MODEL.ROI_BOX_CASCADE_HEAD.IOUS = (0.5, 0.6, 0.7)
+_C.MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS = [[10.0, 10.0, 5.0, 5.0], [20.0, 20.0, 10.0, 10.0], [30.0, 30.0, 15.0, 15.0]]
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Mask head
@@ -242,6 +283,10 @@ _C.MODEL.ROI_MASK_HEAD.FEATURE_EXTRACTOR = "ResNet50Conv5ROIFeatureExtractor"
 _C.MODEL.ROI_MASK_HEAD.PREDICTOR = "MaskRCNNC4Predictor"
 # Rows and columns of bins in a pooled region.
 _C.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION = 14
+# Kind of pooling. ROIAlign follows MODEL.DIALECT, ROIAlignV2 is shifted by half a cell, ROIAlignLegacy is faster-rcnn.pytorch's;
+# ROIPool takes maxima, ROICrop samples a grid (ROICropMax: maxima of 2 x 2 samples), DeformPSROIPool learns where its bins lie.
+_C.MODEL.ROI_MASK_HEAD.POOLER_TYPE = "ROIAlign"
+_C.limit("MODEL.ROI_MASK_HEAD.POOLER_TYPE", *POOLER_TYPES)
 # Samples per bin and axis; 0 takes as many as a bin has feature cells.
 _C.MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO = 0
 # Feature cells per pixel, one value a level.
@@ -271,6 +316,10 @@ _C.MODEL.ROI_KEYPOINT_HEAD.FEATURE_EXTRACTOR = "KeypointRCNNFeatureExtractor"
 _C.MODEL.ROI_KEYPOINT_HEAD.PREDICTOR = "KeypointRCNNPredictor"
 # Rows and columns of bins in a pooled region.
 _C.MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION = 14
+# Kind of pooling. ROIAlign follows MODEL.DIALECT, ROIAlignV2 is shifted by half a cell, ROIAlignLegacy is faster-rcnn.pytorch's;
+# ROIPool takes maxima, ROICrop samples a grid (ROICropMax: maxima of 2 x 2 samples), DeformPSROIPool learns where its bins lie.
+_C.MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE = "ROIAlign"
+_C.limit("MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE", *POOLER_TYPES)
 # Samples per bin and axis; 0 takes as many as a bin has feature cells.
 _C.MODEL.ROI_KEYPOINT_HEAD.POOLER_SAMPLING_RATIO = 0
 # Feature cells per pixel, one value a level.
@@ -298,18 +347,22 @@ _C.MODEL.RETINANET.ANCHOR_SIZES = (32, 64, 128, 256, 512)
 _C.MODEL.RETINANET.ASPECT_RATIOS = (0.5, 1.0, 2.0)
 # Distance of neighbouring anchors, one value a level. Pixels.
 _C.MODEL.RETINANET.ANCHOR_STRIDES = (8, 16, 32, 64, 128)
-# Anchors further outside the image than this do not train; negative lets all train. Pixels. A dialect may let all train.
+# Kept for the original's files; anchors train wherever they lie, as there. Pixels.
 _C.MODEL.RETINANET.STRADDLE_THRESH = 0
 # Each size comes SCALES_PER_OCTAVE times, evenly spaced in the logarithm up to a factor of OCTAVE.
 _C.MODEL.RETINANET.OCTAVE = 2.0
 _C.MODEL.RETINANET.SCALES_PER_OCTAVE = 3
 # Compute the level P6 from the backbone's C5, or from P5.
 _C.MODEL.RETINANET.USE_C5 = True
-# 3x3 convolutions in each of the two towers.
+# 3x3 convolutions in each of the two towers, and GroupNorm after each.
 _C.MODEL.RETINANET.NUM_CONVS = 4
-# Factor of the box loss, and the width of the quadratic part of its smooth L1.
+_C.MODEL.RETINANET.USE_GN = False
+# The box loss is divided by this; and the width of the quadratic part of its smooth L1.
 _C.MODEL.RETINANET.BBOX_REG_WEIGHT = 4.0
 _C.MODEL.RETINANET.BBOX_REG_BETA = 0.11
+# What the boxes learn by, as RPN.BOX_REG_LOSS has it.
+_C.MODEL.RETINANET.BOX_REG_LOSS = "smooth_l1"
+_C.limit("MODEL.RETINANET.BOX_REG_LOSS", "smooth_l1", "l1", "iou", "giou", "bounded_iou")
 # Best candidates that enter NMS, per image and level.
 _C.MODEL.RETINANET.PRE_NMS_TOP_N = 1000
 # Positive at this IoU with an object (>=), negative below the other one (<).
@@ -372,6 +425,8 @@ _C.SOLVER.MOMENTUM = 0.9
 # Pull of weights, and of biases, towards 0: added to the gradient as this times the value.
 _C.SOLVER.WEIGHT_DECAY = 0.0005
 _C.SOLVER.WEIGHT_DECAY_BIAS = 0.0
+# The same for both parameters of norms; negative: as for others of their name.
+_C.SOLVER.WEIGHT_DECAY_NORM = -1.0
 # "multistep" multiplies the learning rate by GAMMA at each of STEPS (iterations); "cosine" brings it down to 0.
 _C.SOLVER.LR_SCHEDULE = "multistep"
 _C.limit("SOLVER.LR_SCHEDULE", "multistep", "cosine")

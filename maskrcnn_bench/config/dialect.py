@@ -5,7 +5,7 @@ meaning and one value a project; nothing else in the library knows the projects.
 `MODEL.DIALECT`. What a configuration key already says (thresholds, sizes, pixel means) is not repeated here.
 
 The sources are files of the projects: maskrcnn-benchmark at 57eec25 (below `maskrcnn_benchmark/`), detectron2 at 02b5c4e (below
-`detectron2/`) and torchvision 0.29.1 (below `torchvision/`).
+`detectron2/`), torchvision 0.29.1 (below `torchvision/`) and mmdetection 3 (below `mmdet/`, or in mmcv where it says so).
 """
 
 from __future__ import annotations
@@ -37,6 +37,23 @@ class Dialect:
     anchor_order: str
     """ratio_major: all sizes of the first ratio, then the next ratio; size_major: the other way round."""
 
+    measured_strides: bool
+    """Whether the distance of anchors is the padded image's size over the feature's, cut to whole pixels; it falls below the level's stride
+    where that does not divide the size."""
+    truncate_octaves: bool
+    """Whether the sizes between octaves of RetinaNet's anchors are cut to whole pixels."""
+
+    anchors_of_padding: bool
+    """Whether anchors train whose centre lies beyond their own image's padding, in the padding that a larger image of the batch brings."""
+
+    # Matching
+    low_quality_overlap: float
+    """The least overlap with which the best anchor of an object is positive although it is under the threshold."""
+    low_quality_to_best: bool
+    """Whether such an anchor belongs to the object which *it* overlaps most (True), or to the one whose best it is (False)."""
+    only_visible_compete: bool
+    """Whether the best anchor of an object is looked for among the anchors that may train, or among all."""
+
     # Proposals
     rank_by: str
     """Proposals are ranked by `probability` (after the sigmoid) or by `logit`; they differ where the sigmoid saturates."""
@@ -45,7 +62,15 @@ class Dialect:
     nms_inclusive: bool
     """Whether a box whose overlap equals the threshold is suppressed."""
 
+    nms_offset: bool
+    """Whether classes and levels are kept apart in the suppression by moving their boxes, which rounds coordinates."""
+
+    zero_proposals: bool
+    """Whether an image with fewer proposals than POST_NMS_TOP_N_TEST is filled up with boxes of zeros that go through the heads."""
+
     # Detections
+    nms_original: bool
+    """Whether detections suppress each other in pixels of the original image, where the pixel rule weighs otherwise."""
     detection_ties: int
     """Extra slots for detections that tie with the last of DETECTIONS_PER_IMG; 0 takes exactly that many."""
     min_detection_size: float
@@ -64,8 +89,15 @@ class Dialect:
     # Backbone and input
     frozen_norm_eps: float
     """Added to the variance in frozen batch norms."""
+    stem_pool_padding: int
+    """Padding of a ResNet's first pooling; without any, the last window may reach beyond the border."""
     resize_rounding: str
-    """The longer side of a resized image: `truncate` cuts its fraction off, `round` adds one half first."""
+    """The longer side of a resized image: `truncate` cuts its fraction off, `round` adds one half first. `one_factor`: both sides are
+    multiplied by one factor and rounded, and boxes by exactly that factor, there and back."""
+
+    interpolation: str
+    """How images are resized. antialiased: averages when it shrinks; four_neighbours: between the nearest four pixels only;
+    normalized_four_neighbours: the same after mean and deviation, without rounding to 8 bits."""
 
     # Masks
     mask_target: str
@@ -74,9 +106,32 @@ class Dialect:
     mask_paste: str
     """expand_truncate: padded mask, corners cut to integers, inclusive pixels; pixel_centres: sampled at the centres of pixels."""
 
+    # Keypoints
+    keypoints_in_object: bool
+    """Whether an object trains the keypoint head only when one of its annotated points lies in its own box."""
+    keypoint_score: str
+    """logit: a point's score is the largest value of its resampled heat map; share: its part of the softmax over the map's cells."""
+
+    # RetinaNet
+    top_relu: bool
+    """Whether P7 is made from P6 without its negative part."""
+    retinanet_weights: tuple[float, float, float, float]
+    """Factors of (dx, dy, dw, dh) in the box targets."""
+    retinanet_first_label: int
+    """Label of the first output: 1, or 0 where the background has an output that nothing trains."""
+    retinanet_clip: bool
+    """Whether detections are clipped to the resized image."""
+    retinanet_normalizer: str
+    """What the losses (of classes, of boxes) are divided by. positives_and_images: positives plus images, positives; positives: of each
+    image at least 1; positives_of_image: an image's loss by its own, then the mean; moving_average: positives averaged over the steps."""
+
     # Losses
+    roi_sampling: str
+    """once: each proposal trains at most once; repeated: background proposals are drawn with replacement until all slots are full."""
     rpn_normalizer: str
-    """sampled: RPN losses are divided by the anchors drawn; configured: by RPN.BATCH_SIZE_PER_IMAGE for each image."""
+    """sampled: RPN losses are divided by the anchors drawn; configured: by RPN.BATCH_SIZE_PER_IMAGE for each image; one_of_each: by the
+    anchors drawn, with at least one positive and one negative for each image; last_image: boxes by the images times the anchors drawn from
+    the last one."""
     rpn_beta: float
     """Where smooth L1 of the RPN turns from a parabola to a line; 0 is L1."""
     box_beta: float
@@ -93,9 +148,18 @@ DIALECTS: dict[str, Dialect] = {
             log_size_range=(-math.inf, LOG_MAX_SCALE),  # modeling/box_coder.py
             anchor_rule="rounded_corner",  # modeling/rpn/anchor_generator.py
             anchor_order="ratio_major",  # modeling/rpn/anchor_generator.py
+            measured_strides=False,
+            truncate_octaves=False,  # modeling/rpn/anchor_generator.py
+            anchors_of_padding=True,
+            low_quality_overlap=0.0,
+            low_quality_to_best=True,  # modeling/matcher.py
+            only_visible_compete=False,  # modeling/rpn/loss.py
             rank_by="probability",  # modeling/rpn/inference.py
             drop_empty=False,  # structures/boxlist_ops.py
             nms_inclusive=True,  # csrc/cpu/nms_cpu.cpp; csrc/cuda/nms.cu is exclusive
+            nms_offset=False,
+            zero_proposals=False,
+            nms_original=False,
             detection_ties=28,  # modeling/roi_heads/box_head/inference.py
             min_detection_size=0.0,
             clip_rescaled=False,  # engine/inference.py, demo/predictor.py
@@ -103,9 +167,19 @@ DIALECTS: dict[str, Dialect] = {
             roi_min_size=1.0,  # csrc/cpu/ROIAlign_cpu.cpp
             level_epsilon=1e-6,  # modeling/poolers.py
             frozen_norm_eps=0.0,  # layers/batch_norm.py
+            stem_pool_padding=1,
             resize_rounding="truncate",  # data/transforms/transforms.py
+            interpolation="antialiased",  # data/transforms/transforms.py
             mask_target="clamped",  # structures/segmentation_mask.py
             mask_paste="expand_truncate",  # modeling/roi_heads/mask_head/inference.py
+            keypoints_in_object=True,  # modeling/roi_heads/keypoint_head/loss.py
+            keypoint_score="logit",  # modeling/roi_heads/keypoint_head/inference.py
+            top_relu=True,  # modeling/backbone/fpn.py
+            retinanet_weights=(10.0, 10.0, 5.0, 5.0),  # modeling/rpn/retinanet/retinanet.py
+            retinanet_first_label=1,  # modeling/rpn/retinanet/inference.py
+            retinanet_clip=True,  # modeling/rpn/retinanet/inference.py
+            retinanet_normalizer="positives_and_images",  # modeling/rpn/retinanet/loss.py
+            roi_sampling="once",
             rpn_normalizer="sampled",  # modeling/rpn/loss.py
             rpn_beta=1.0 / 9,  # modeling/rpn/loss.py
             box_beta=1.0,  # modeling/roi_heads/box_head/loss.py
@@ -117,9 +191,18 @@ DIALECTS: dict[str, Dialect] = {
             log_size_range=(-math.inf, LOG_MAX_SCALE),  # modeling/box_regression.py
             anchor_rule="exact_centre",  # modeling/anchor_generator.py
             anchor_order="size_major",  # modeling/anchor_generator.py
+            measured_strides=False,
+            truncate_octaves=False,  # modeling/anchor_generator.py
+            anchors_of_padding=True,
+            low_quality_overlap=0.0,
+            low_quality_to_best=True,  # modeling/matcher.py
+            only_visible_compete=False,
             rank_by="logit",  # modeling/proposal_generator/proposal_utils.py
             drop_empty=True,  # modeling/proposal_generator/proposal_utils.py
             nms_inclusive=False,  # layers/nms.py
+            nms_offset=False,  # layers/nms.py, at more than 1000 boxes
+            zero_proposals=False,
+            nms_original=False,
             detection_ties=0,  # modeling/roi_heads/fast_rcnn.py
             min_detection_size=0.0,
             clip_rescaled=True,  # modeling/postprocessing.py
@@ -127,9 +210,19 @@ DIALECTS: dict[str, Dialect] = {
             roi_min_size=0.0,  # layers/roi_align.py
             level_epsilon=1e-8,  # modeling/poolers.py
             frozen_norm_eps=1e-5,  # layers/batch_norm.py
+            stem_pool_padding=1,
             resize_rounding="round",  # data/transforms/augmentation_impl.py
+            interpolation="antialiased",  # data/transforms/augmentation_impl.py
             mask_target="exact",  # structures/masks.py
             mask_paste="pixel_centres",  # layers/mask_ops.py
+            keypoints_in_object=False,  # modeling/roi_heads/keypoint_head.py
+            keypoint_score="share",  # structures/keypoints.py
+            top_relu=True,  # modeling/backbone/fpn.py
+            retinanet_weights=(1.0, 1.0, 1.0, 1.0),  # config/defaults.py
+            retinanet_first_label=1,  # modeling/meta_arch/retinanet.py
+            retinanet_clip=False,  # modeling/meta_arch/dense_detector.py
+            retinanet_normalizer="moving_average",  # modeling/meta_arch/retinanet.py
+            roi_sampling="once",
             rpn_normalizer="configured",  # modeling/proposal_generator/rpn.py
             rpn_beta=0.0,  # modeling/proposal_generator/rpn.py
             box_beta=0.0,  # modeling/roi_heads/fast_rcnn.py
@@ -141,9 +234,18 @@ DIALECTS: dict[str, Dialect] = {
             log_size_range=(-math.inf, LOG_MAX_SCALE),  # models/detection/_utils.py
             anchor_rule="rounded_centre",  # models/detection/anchor_utils.py
             anchor_order="ratio_major",  # models/detection/anchor_utils.py
+            measured_strides=True,  # models/detection/anchor_utils.py
+            truncate_octaves=True,  # models/detection/retinanet.py
+            anchors_of_padding=True,
+            low_quality_overlap=0.0,
+            low_quality_to_best=True,  # models/detection/_utils.py
+            only_visible_compete=False,
             rank_by="logit",  # models/detection/rpn.py
             drop_empty=False,  # ops/boxes.py; RPN.MIN_SIZE is 0.001
             nms_inclusive=False,  # csrc/ops/cpu/nms_kernel.cpp
+            nms_offset=False,  # ops/boxes.py, at more than 1000 boxes
+            zero_proposals=False,
+            nms_original=False,
             detection_ties=0,  # models/detection/roi_heads.py
             min_detection_size=0.01,  # models/detection/roi_heads.py
             clip_rescaled=False,  # models/detection/transform.py
@@ -151,12 +253,108 @@ DIALECTS: dict[str, Dialect] = {
             roi_min_size=1.0,  # csrc/ops/cpu/roi_align_kernel.cpp
             level_epsilon=1e-6,  # ops/poolers.py
             frozen_norm_eps=0.0,  # models/detection/_utils.py: overwrite_eps of the released weights
+            stem_pool_padding=1,
             resize_rounding="truncate",  # models/detection/transform.py
+            interpolation="antialiased",
             mask_target="soft_cover",  # models/detection/roi_heads.py
             mask_paste="expand_truncate",  # models/detection/roi_heads.py
+            keypoints_in_object=False,  # models/detection/roi_heads.py
+            keypoint_score="logit",  # models/detection/roi_heads.py
+            top_relu=True,  # ops/feature_pyramid_network.py
+            retinanet_weights=(1.0, 1.0, 1.0, 1.0),  # models/detection/retinanet.py
+            retinanet_first_label=0,  # models/detection/retinanet.py
+            retinanet_clip=True,  # models/detection/retinanet.py
+            retinanet_normalizer="positives_of_image",  # models/detection/retinanet.py
+            roi_sampling="once",
             rpn_normalizer="sampled",  # models/detection/rpn.py
             rpn_beta=1.0 / 9,  # models/detection/rpn.py
             box_beta=1.0 / 9,  # models/detection/roi_heads.py
+        ),
+        Dialect(
+            name="mmdetection",
+            pixel=0,  # structures/bbox/bbox_overlaps.py
+            decode_pixel=0.0,  # models/task_modules/coders/delta_xywh_bbox_coder.py
+            log_size_range=(-LOG_MAX_SCALE, LOG_MAX_SCALE),  # models/task_modules/coders/delta_xywh_bbox_coder.py: wh_ratio_clip
+            anchor_rule="exact_centre",  # models/task_modules/prior_generators/anchor_generator.py
+            anchor_order="ratio_major",  # models/task_modules/prior_generators/anchor_generator.py
+            measured_strides=False,
+            truncate_octaves=False,  # models/task_modules/prior_generators/anchor_generator.py
+            anchors_of_padding=False,  # models/task_modules/prior_generators/anchor_generator.py: valid_flags
+            low_quality_overlap=0.3,  # configs/_base_/models: min_pos_iou
+            low_quality_to_best=False,  # models/task_modules/assigners/max_iou_assigner.py
+            only_visible_compete=True,  # models/dense_heads/anchor_head.py
+            rank_by="probability",  # models/dense_heads/rpn_head.py
+            drop_empty=True,  # models/dense_heads/rpn_head.py
+            nms_inclusive=False,  # mmcv ops/nms.py
+            nms_offset=True,  # mmcv ops/nms.py
+            zero_proposals=False,
+            nms_original=False,
+            detection_ties=0,  # models/layers/bbox_nms.py
+            min_detection_size=0.0,
+            clip_rescaled=False,  # models/roi_heads/bbox_heads/bbox_head.py
+            roi_shift=0.5,  # mmcv ops/roi_align.py
+            roi_min_size=0.0,  # mmcv ops/roi_align.py
+            level_epsilon=1e-6 / 4,  # models/roi_heads/roi_extractors/single_level_roi_extractor.py: 1e-6 on sqrt(area) / 56
+            frozen_norm_eps=1e-5,  # torch's BatchNorm2d
+            stem_pool_padding=1,
+            resize_rounding="round",  # mmcv image/geometric.py
+            interpolation="four_neighbours",  # mmcv image/geometric.py: cv2.INTER_LINEAR
+            mask_target="half_covered",  # structures/mask/structures.py
+            mask_paste="pixel_centres",  # models/roi_heads/mask_heads/fcn_mask_head.py
+            keypoints_in_object=False,
+            keypoint_score="logit",
+            top_relu=False,  # models/necks/fpn.py: relu_before_extra_convs
+            retinanet_weights=(1.0, 1.0, 1.0, 1.0),  # configs/_base_/models/retinanet_r50_fpn.py
+            retinanet_first_label=1,  # models/dense_heads/retina_head.py
+            retinanet_clip=True,  # models/task_modules/coders/delta_xywh_bbox_coder.py
+            retinanet_normalizer="positives",  # models/dense_heads/anchor_head.py
+            roi_sampling="once",
+            rpn_normalizer="one_of_each",  # models/dense_heads/anchor_head.py, models/task_modules/samplers/sampling_result.py
+            rpn_beta=0.0,  # configs/_base_/models/faster-rcnn_r50_fpn.py
+            box_beta=0.0,  # configs/_base_/models/faster-rcnn_r50_fpn.py
+        ),
+        Dialect(
+            name="faster_rcnn_pytorch",
+            pixel=1,  # rpn/bbox_transform.py
+            decode_pixel=0.0,  # rpn/bbox_transform.py
+            log_size_range=(-math.inf, math.inf),  # rpn/bbox_transform.py
+            anchor_rule="rounded_corner",  # rpn/generate_anchors.py
+            anchor_order="ratio_major",  # rpn/generate_anchors.py
+            measured_strides=False,
+            truncate_octaves=False,
+            anchors_of_padding=True,
+            low_quality_overlap=1e-30,  # rpn/anchor_target_layer.py: any overlap but none
+            low_quality_to_best=True,  # rpn/anchor_target_layer.py
+            only_visible_compete=True,  # rpn/anchor_target_layer.py
+            rank_by="probability",  # rpn/proposal_layer.py
+            drop_empty=False,  # rpn/proposal_layer.py
+            nms_inclusive=False,  # nms/nms_cpu.py, nms/src/nms_cuda_kernel.cu
+            nms_offset=False,
+            zero_proposals=True,  # rpn/proposal_layer.py
+            nms_original=True,  # demo.py, test_net.py
+            detection_ties=28,  # test_net.py
+            min_detection_size=0.0,
+            clip_rescaled=False,  # test_net.py
+            roi_shift=0.0,
+            roi_min_size=1.0,
+            level_epsilon=1e-6,
+            frozen_norm_eps=1e-5,  # torch's BatchNorm2d
+            stem_pool_padding=0,  # faster_rcnn/resnet.py
+            resize_rounding="one_factor",  # utils/blob.py
+            interpolation="normalized_four_neighbours",  # utils/blob.py: cv2.INTER_LINEAR of float32
+            mask_target="clamped",
+            mask_paste="expand_truncate",
+            keypoints_in_object=False,
+            keypoint_score="logit",
+            top_relu=True,
+            retinanet_weights=(1.0, 1.0, 1.0, 1.0),
+            retinanet_first_label=1,
+            retinanet_clip=True,
+            retinanet_normalizer="positives",
+            roi_sampling="repeated",  # rpn/proposal_target_layer_cascade.py
+            rpn_normalizer="last_image",  # rpn/anchor_target_layer.py
+            rpn_beta=1.0 / 9,  # rpn/rpn.py: sigma 3
+            box_beta=1.0,  # utils/net_utils.py
         ),
     )
 }

@@ -14,6 +14,8 @@ from types import ModuleType
 from typing import Any
 
 _COCO = "coco/annotations/"
+_GENOME = {"img_dir": "vg", "ann_file": "vg/objects.json", "vocabulary": "vg/objects_vocab.txt"}
+_IMAGENET = {"data_dir": "imagenet/ILSVRC", "map_file": "imagenet/map_det.txt"}
 _CITYSCAPES = {"img_dir": "cityscapes/leftImg8bit", "ann_dir": "cityscapes/gtFine"}
 
 
@@ -38,7 +40,7 @@ class DatasetCatalog:
     """Data sets by name. Paths are relative to a root folder; absolute ones stay as they are."""
 
     # The keys of an entry choose its reader: img_dir and ann_file a COCO JSON, data_dir the VOC layout,
-    # img_dir and ann_dir the Cityscapes layout.
+    # img_dir and ann_dir the Cityscapes layout, vocabulary Visual Genome, map_file ImageNet DET.
     DATASETS: dict[str, dict[str, Any]] = {
         "coco_2017_train": _coco_json("coco/train2017", _COCO + "instances_train2017.json"),
         "coco_2017_val": _coco_json("coco/val2017", _COCO + "instances_val2017.json"),
@@ -46,6 +48,8 @@ class DatasetCatalog:
         "coco_2014_val": _coco_json("coco/val2014", _COCO + "instances_val2014.json"),
         "coco_2014_minival": _coco_json("coco/val2014", _COCO + "instances_minival2014.json"),
         "coco_2014_valminusminival": _coco_json("coco/val2014", _COCO + "instances_valminusminival2014.json"),
+        "keypoints_coco_2017_train": _coco_json("coco/train2017", _COCO + "person_keypoints_train2017.json"),
+        "keypoints_coco_2017_val": _coco_json("coco/val2017", _COCO + "person_keypoints_val2017.json"),
         "keypoints_coco_2014_train": _coco_json("coco/train2014", _COCO + "person_keypoints_train2014.json"),
         "keypoints_coco_2014_val": _coco_json("coco/val2014", _COCO + "person_keypoints_val2014.json"),
         "keypoints_coco_2014_minival": _coco_json("coco/val2014", _COCO + "person_keypoints_minival2014.json"),
@@ -70,6 +74,18 @@ class DatasetCatalog:
         "cityscapes_mask_instance_train": {**_CITYSCAPES, "split": "train", "mode": "mask"},
         "cityscapes_mask_instance_val": {**_CITYSCAPES, "split": "val", "mode": "mask"},
         "cityscapes_mask_instance_minival": {**_CITYSCAPES, "split": "val", "mode": "mask", "mini": 10},
+        "vg_train": {**_GENOME, "image_list": "vg/train.txt"},
+        "vg_val": {**_GENOME, "image_list": "vg/val.txt"},
+        "vg_test": {**_GENOME, "image_list": "vg/test.txt"},
+        "imagenet_det_train": {**_IMAGENET, "split": "train"},
+        "imagenet_det_val": {**_IMAGENET, "split": "val"},
+    }
+
+    READERS = {
+        "map_file": "ImageNetDETDataset",
+        "data_dir": "PascalVOCDataset",
+        "ann_dir": "CityScapesDataset",
+        "vocabulary": "VisualGenomeDataset",
     }
 
     @classmethod
@@ -86,12 +102,11 @@ class DatasetCatalog:
             raise ValueError(f"no data set {name!r} in the catalog. {_did_you_mean(name, cls.DATASETS)} A folder works as well as a name.")
         root = root or os.environ.get("DATASETS") or "datasets"
         entry = dict(cls.DATASETS[name])
-        for key in {"img_dir", "ann_file", "ann_dir", "data_dir"} & entry.keys():
+        for key in {"img_dir", "ann_file", "ann_dir", "data_dir", "vocabulary", "image_list", "map_file"} & entry.keys():
             entry[key] = os.path.join(root, entry[key])
-        if "data_dir" in entry:
-            return {"factory": "PascalVOCDataset", "args": entry}
-        if "ann_dir" in entry:
-            return {"factory": "CityScapesDataset", "args": entry}
+        for key, factory in cls.READERS.items():
+            if key in entry:
+                return {"factory": factory, "args": entry}
         return {"factory": "COCODataset", "args": {"root": entry["img_dir"], "ann_file": entry["ann_file"]}}
 
 

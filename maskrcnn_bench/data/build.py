@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,37 +16,90 @@ from maskrcnn_bench.config.paths_catalog import DatasetCatalog, import_file
 from maskrcnn_bench.data import transforms as T
 from maskrcnn_bench.data.check import require_sound
 from maskrcnn_bench.data.collate import BatchCollator, TransformedDataset, one_thread
-from maskrcnn_bench.data.datasets.concat import ConcatDataset, aspect_ratios
+from maskrcnn_bench.data.crops import CropToAspectRatio, ScaleJitter
+from maskrcnn_bench.data.datasets.concat import ConcatDataset, aspect_ratios, image_labels
 from maskrcnn_bench.data.datasets.source import Source, find_source, read_dataset
-from maskrcnn_bench.data.samplers import GroupedBatchSampler, IterationBasedBatchSampler, ShardedBatchSampler, group_by_ratio
+from maskrcnn_bench.data.float_resize import NormalizeAndResize
+from maskrcnn_bench.data.samplers import (
+    GroupedBatchSampler,
+    IterationBasedBatchSampler,
+    ShardedBatchSampler,
+    group_by_ratio,
+    repeat_factors,
+    repeat_report,
+)
 
 logger = logging.getLogger("maskrcnn_bench.data")
 
 
-def make_dataset(name: str, is_train: bool = True, *, root: str | None = None, keep_empty: bool = False, **options: Any) -> Dataset:
+def make_dataset(
+    name: str, is_train: bool = True, *, root: str | None = None, keep_empty: bool = False, masks: bool = False, **options: Any
+) -> Dataset:
     """The data set that a name of the catalog, a folder or a COCO JSON file means; arguments as `read_dataset` has them."""
-    return read_dataset(name, DatasetCatalog, is_train, root=root, keep_empty=keep_empty, options=options)
+    return read_dataset(name, DatasetCatalog, is_train, root=root, keep_empty=keep_empty, masks=masks, options=options)
 
 
-def locate(name: str, is_train: bool, root: str | None = None) -> Source:
+def locate(name: str, is_train: bool, root: str | None = None, masks: bool = False) -> Source:
     """What a name of the catalog, a folder or a file means, without reading annotations."""
-    return find_source(name, DatasetCatalog, is_train, root)
+    return find_source(name, DatasetCatalog, is_train, root, masks=masks)
 
 
 def make_transforms(cfg, is_train: bool = True) -> T.Compose:
     """What is done to every image: colours, size, mirrors, tensor."""
-    rounding = get_dialect(cfg.MODEL.DIALECT).resize_rounding
+    d = get_dialect(cfg.MODEL.DIALECT)
     if not is_train:
-        return T.Compose([T.Resize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, rounding), T.ToTensor()])
+        usual = make_resize(cfg, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        aug = cfg.TEST.BBOX_AUG
+        if not aug.ENABLED:
+            return T.Compose([usual, T.ToTensor()])
+        return T.Compose([T.ResizeToEach([usual, *(make_resize(cfg, s, aug.MAX_SIZE) for s in aug.SCALES)])])
+    resize_last = d.resize_rounding == "one_factor"  # it makes pictures to numbers, which no other transform takes
+    bitmaps = [T.MasksToBitmaps()] if cfg.MODEL.MASK_ON and d.mask_target in ("half_covered", "soft_cover") else []
     return T.Compose(
         [
             T.ColorJitter(cfg.INPUT.BRIGHTNESS, cfg.INPUT.CONTRAST, cfg.INPUT.SATURATION, cfg.INPUT.HUE),
-            T.Resize(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, rounding),
+            *([CropToAspectRatio(*cfg.INPUT.ASPECT_RATIO_RANGE)] if cfg.INPUT.ASPECT_RATIO_RANGE else []),
+            *([] if resize_last else [_train_size(cfg, d)]),
             T.RandomHorizontalFlip(cfg.INPUT.HORIZONTAL_FLIP_PROB_TRAIN),
             T.RandomVerticalFlip(cfg.INPUT.VERTICAL_FLIP_PROB_TRAIN),
+            *bitmaps,
+            *([_train_size(cfg, d)] if resize_last else []),
             T.ToTensor(),
         ]
     )
+
+
+def make_resize(cfg, shorter: int | Sequence[int], longest: int) -> Any:
+    """What makes images their size, given the lengths of the shorter side and the largest one of the longer side, pixels."""
+    d = get_dialect(cfg.MODEL.DIALECT)
+    if d.resize_rounding == "one_factor":
+        return NormalizeAndResize(shorter, longest, cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD, cfg.INPUT.TO_BGR255)
+    return T.Resize(shorter, longest, d.resize_rounding, d.interpolation)
+
+
+def _train_size(cfg, d) -> Any:
+    """What makes training images their size."""
+    if cfg.INPUT.SCALE_JITTER:
+        if d.interpolation not in T.INTERPOLATIONS:
+            raise ValueError(
+                f"INPUT.SCALE_JITTER: MODEL.DIALECT {d.name} resizes images by one factor, to one of MIN_SIZE_TRAIN; leave it empty"
+            )
+        return ScaleJitter(*cfg.INPUT.SCALE_JITTER, cfg.INPUT.MAX_SIZE_TRAIN, T.INTERPOLATIONS[d.interpolation])
+    return make_resize(cfg, _shorter_sides(cfg), cfg.INPUT.MAX_SIZE_TRAIN)
+
+
+def _shorter_sides(cfg) -> tuple[int, ...]:
+    """The lengths of which each training image draws one, pixels.
+
+    Raises:
+        ValueError: when a range has not two ascending ends.
+    """
+    sizes = tuple(cfg.INPUT.MIN_SIZE_TRAIN)
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "choice":
+        return sizes
+    if len(sizes) != 2 or sizes[0] > sizes[1]:
+        raise ValueError(f"INPUT.MIN_SIZE_TRAIN: MIN_SIZE_TRAIN_SAMPLING 'range' needs two ascending values, got {sizes}")
+    return tuple(range(sizes[0], sizes[1] + 1))
 
 
 def make_datasets(cfg, is_train: bool = True) -> list[Dataset]:
@@ -58,9 +112,11 @@ def make_datasets(cfg, is_train: bool = True) -> list[Dataset]:
     if not names:
         raise ValueError(f"no data set: give --data FOLDER, or set DATASETS.{'TRAIN' if is_train else 'TEST'}")
     datasets = [_make_one(cfg, name, is_train) for name in names]
-    for dataset in datasets:
+    for name, dataset in zip(names, datasets):
         logger.info("%s: %d images", getattr(dataset, "described", type(dataset).__name__), len(dataset))
         require_sound(dataset, _num_classes(cfg))
+        if is_train and cfg.MODEL.MASK_ON and not getattr(dataset, "has_masks", True):
+            raise ValueError(f"{name}: MODEL.MASK_ON needs masks, but no object of the data has one; set it False to train boxes")
     return [ConcatDataset(datasets)] if is_train and len(datasets) > 1 else datasets
 
 
@@ -79,6 +135,7 @@ def _make_one(cfg, name: str, is_train: bool) -> Dataset:
         root=cfg.DATASETS.ROOT,
         keypoints=cfg.MODEL.KEYPOINT_ON,
         keep_empty=cfg.DATASETS.KEEP_EMPTY,
+        masks=cfg.MODEL.MASK_ON,
         options=options,
     )
 
@@ -107,13 +164,24 @@ def make_data_loader(cfg, is_train: bool = True, is_distributed: bool = False, s
     for dataset in make_datasets(cfg, is_train):
         samples = TransformedDataset(dataset, make_transforms(cfg, is_train), cfg.SEED, cfg.DATALOADER.CACHE == "ram")
         groups = group_by_ratio(aspect_ratios(dataset)) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else [0] * len(dataset)
-        grouped = GroupedBatchSampler(groups, _batch_size(cfg, is_train, num_ranks), cfg.SEED, shuffle=is_train)
+        grouped = GroupedBatchSampler(groups, _batch_size(cfg, is_train, num_ranks), cfg.SEED, is_train, _repeats(cfg, dataset, is_train))
         if is_train:
             sampler = IterationBasedBatchSampler(grouped, cfg.SOLVER.MAX_ITER, start_iter, rank, num_ranks, cfg.SOLVER.ACCUMULATE)
         else:
             sampler = ShardedBatchSampler(grouped, rank, num_ranks)
         loaders.append(_loader(cfg, samples, sampler))
     return loaders[0] if is_train else loaders
+
+
+def _repeats(cfg, dataset: Dataset, is_train: bool) -> Any:
+    """How often each training image occurs in an epoch; None for once."""
+    if not is_train or cfg.DATALOADER.REPEAT_THRESHOLD <= 0:
+        return None
+    images, labels = image_labels(dataset)
+    factors = repeat_factors(images, labels, len(dataset), cfg.DATALOADER.REPEAT_THRESHOLD)
+    names = getattr(dataset, "class_names", None) or [f"class {k}" for k in range(int(labels.max(initial=0)) + 1)]
+    logger.info("\n".join(repeat_report(images, labels, factors, names)))
+    return factors
 
 
 def _batch_size(cfg, is_train: bool, num_ranks: int) -> int:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from maskrcnn_bench.data.datasets.photo import looks_cut_off, read_photo
+from maskrcnn_bench.data.datasets.photo import looks_wrong, read_photo
 from maskrcnn_bench.data.faults import Finding, apply_policy, check_annotations, summary
+from maskrcnn_bench.data.statistics import Anchors, coverage, statistics
 from maskrcnn_bench.data.store import AnnotationStore
+from maskrcnn_bench.data.view import view
 
 # Before a run, the ends of that many image files are looked at; of more files only the names.
 FILES_OPENED_AT_START = 5000
@@ -61,7 +62,7 @@ def check_images(store: AnnotationStore, root: str, images: Sequence[int], deep:
         store: the annotations.
         root: folder of the images.
         images: which of them, as places in the store.
-        deep: decode every image; otherwise only those whose file lacks its end.
+        deep: decode every image; otherwise only those whose head or end looks wrong.
     """
     there: dict[str, set[str]] = {}
     findings = []
@@ -71,7 +72,8 @@ def check_images(store: AnnotationStore, root: str, images: Sequence[int], deep:
         if folder not in there:
             there[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
         reason = "there is no such image file" if name not in there[folder] else ""
-        if not reason and (deep or (len(images) <= FILES_OPENED_AT_START and looks_cut_off(path))):
+        size = (int(store.widths[image]), int(store.heights[image]))
+        if not reason and (deep or (len(images) <= FILES_OPENED_AT_START and looks_wrong(path, size))):
             reason = _why_unreadable(store, image, path)
         if reason:
             findings.append(Finding("stop", path, store.image_label(image), None, reason))
@@ -90,23 +92,60 @@ def _why_unreadable(store: AnnotationStore, image: int, path: str) -> str:
 # ------------------------------------------------------------------------------------------------------- the command
 
 
+KNOWN = "a folder in a known layout (COCO, VOC, YOLO, ...), a name of the catalog, or a COCO JSON file"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """`maskrcnn-bench data check|stats SOURCE`, `data toy FOLDER`; the exit code is 1 when there are faults."""
+    """`maskrcnn-bench data check|stats|view SOURCE`, `data toy FOLDER`; the exit code is 1 when there are faults."""
     parser = argparse.ArgumentParser(prog="maskrcnn-bench data", description="Look into a data set before training on it.")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    abouts = {"check": "list every fault; exit code 1 when there is one", "stats": "count images, objects, classes and sizes"}
-    for verb, about in abouts.items():
-        sub = verbs.add_parser(verb, help=about, description=about)
-        sub.add_argument("source", help="a folder in COCO or VOC layout, a name of the catalog, or a COCO JSON file")
+    abouts = {
+        "check": "list every fault; exit code 1 when there is one",
+        "stats": "count images, objects, classes and sizes, and the objects that anchors cover",
+        "view": "draw images with their ground truth",
+    }
+    subs = {verb: verbs.add_parser(verb, help=about, description=about) for verb, about in abouts.items()}
+    for sub in subs.values():
+        sub.add_argument("source", help=KNOWN)
         sub.add_argument("--root", default=None, help="folder that paths of the catalog start from")
-        if verb == "check":
-            sub.add_argument("--deep", action="store_true", help="decode every image")
+        sub.add_argument("--masks", action="store_true", help="annotations with masks, where a data set has both kinds")
+    subs["check"].add_argument("--deep", action="store_true", help="decode every image")
+    _add_anchors(subs["stats"])
+    subs["view"].add_argument("--output", default="data_view", metavar="DIR", help="where the pictures go; default data_view")
+    subs["view"].add_argument("--count", type=int, default=16, metavar="N", help="pictures of each split; default 16")
+    subs["view"].add_argument("--faulty", action="store_true", help="only images with faults, faulty boxes included")
     toy = verbs.add_parser("toy", help="generate the toy data set", description="generate the toy data set")
     toy.add_argument("folder", help="an empty or new folder")
     for option, default in (("train", 600), ("test", 150), ("size", 128), ("seed", 0)):
         toy.add_argument(f"--{option}", type=int, default=default, help=f"default {default}")
     args = parser.parse_args(argv)
-    return {"check": _check, "stats": _stats, "toy": _toy}[args.verb](args)
+    return {"check": _check, "stats": _stats, "view": _view, "toy": _toy}[args.verb](args)
+
+
+def _add_anchors(parser: argparse.ArgumentParser) -> None:
+    default = Anchors()
+    numbers = {
+        "sizes": "square roots of their areas, as MODEL.RPN.ANCHOR_SIZES",
+        "strides": "distance of neighbours, one value a size or one for all, as ANCHOR_STRIDE",
+        "aspect_ratios": "height divided by width, as ASPECT_RATIOS",
+    }
+    for field, about in numbers.items():
+        values = getattr(default, field)
+        option = f"--anchor-{field}" if field != "aspect_ratios" else "--aspect-ratios"
+        parser.add_argument(option, dest=field, type=float, nargs="+", default=values, help=f"{about}; default {values}")
+    for field in ("min_size", "max_size"):
+        value, option = getattr(default, field), f"--{field.replace('_', '-')}"
+        parser.add_argument(option, type=float, default=value, help=f"as INPUT.{field.upper()}_TEST; default {value}")
+
+
+def _view(args: argparse.Namespace) -> int:
+    try:
+        lines = view(args.source, args.output, args.count, args.root, args.masks, args.faulty)
+    except (OSError, ValueError) as error:
+        print(error)
+        return 1
+    print("\n".join(lines))
+    return 0
 
 
 def _toy(args: argparse.Namespace) -> int:
@@ -116,20 +155,21 @@ def _toy(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_sources(name: str, root: str | None = None) -> tuple[list[tuple[AnnotationStore, str]], list[str], list[Finding]]:
+def read_sources(
+    name: str, root: str | None = None, masks: bool = False
+) -> tuple[list[tuple[AnnotationStore, str]], list[str], list[Finding]]:
     """Training and test annotations that a name or path means; one of the two is enough.
 
     Returns:
         Each store with its folder of images; what was recognised; and faults that kept a file from being read.
     """
     from maskrcnn_bench.data.build import locate
-    from maskrcnn_bench.data.datasets.source import NoSplitError
-    from maskrcnn_bench.data.datasets.voc import read_voc
+    from maskrcnn_bench.data.datasets.layout import NoSplitError
 
     stores, described, findings, seen, missing = [], [], [], [], []
     for is_train in (True, False):
         try:
-            source = locate(name, is_train, root)
+            source = locate(name, is_train, root, masks)
         except NoSplitError as error:
             missing.append(Finding("stop", name, "", None, str(error)))
             continue
@@ -141,14 +181,13 @@ def read_sources(name: str, root: str | None = None) -> tuple[list[tuple[Annotat
             continue
         seen.append(arguments)
         described.append(source.described)
+        if not hasattr(source.factory, "read_store"):
+            findings.append(Finding("stop", name, "", None, f"{source.factory.__name__} has no `read_store`: it cannot be looked into"))
+            continue
         try:
-            if "ann_file" in arguments:
-                stores.append((AnnotationStore.from_json(arguments["ann_file"]), arguments["root"]))
-            else:
-                folder = Path(arguments["data_dir"])
-                stores.append((read_voc(folder, arguments["split"])[0], str(folder / "JPEGImages")))
+            stores.append(source.factory.read_store(**arguments))
         except (OSError, ValueError) as error:
-            file = str(arguments.get("ann_file", arguments.get("data_dir")))
+            file = str(next(iter(arguments.values()), name))
             findings.append(Finding("stop", file, "", None, str(error).removeprefix(f"{file}: ")))
     if not stores and not findings:
         findings = missing
@@ -156,9 +195,10 @@ def read_sources(name: str, root: str | None = None) -> tuple[list[tuple[Annotat
 
 
 def _check(args: argparse.Namespace) -> int:
-    stores, described, findings = read_sources(args.source, args.root)
+    stores, described, findings = read_sources(args.source, args.root, args.masks)
     for store, root in stores:
         findings = findings + check_annotations(store)[0] + check_images(store, root, range(len(store)), args.deep)
+    findings = list(dict.fromkeys(findings))
     for line in [*described, *map(str, findings)]:
         print(line)
     images, objects = sum(len(store) for store, _ in stores), sum(len(store.ids) for store, _ in stores)
@@ -168,35 +208,10 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _stats(args: argparse.Namespace) -> int:
-    stores, described, findings = read_sources(args.source, args.root)
+    stores, described, findings = read_sources(args.source, args.root, args.masks)
     for line in [*described, *map(str, findings)]:
         print(line)
+    anchors = Anchors(args.sizes, args.strides, args.aspect_ratios, args.min_size, args.max_size)
     for store, _ in stores:
-        print("\n".join(statistics(store)))
+        print("\n".join([*statistics(store), *coverage(store, anchors)]))
     return 1 if findings else 0
-
-
-def statistics(store: AnnotationStore) -> list[str]:
-    """Counts of a data set as lines of text: images, objects, sizes, classes."""
-    per_image = np.diff(store.offsets)
-    sides = np.sqrt(np.clip(store.boxes[:, 2:].prod(axis=1), 0, None))
-    lines = [
-        f"{store.source}",
-        f"  images       {len(store)}, {int((per_image == 0).sum())} without objects",
-        f"  image sizes  {_spread(store.widths)} wide; {_spread(store.heights)} high (pixels)",
-        f"  annotations  {len(store.ids)}, {int(store.crowd.sum())} of them crowds; {_spread(per_image)} an image",
-        f"  box sides    {_spread(sides)} (square root of the area, pixels)",
-    ]
-    counts = {c["id"]: int((store.category_ids == c["id"]).sum()) for c in store.categories}
-    widest, most = max((len(c["name"]) for c in store.categories), default=0), max(counts.values(), default=0)
-    for category in sorted(store.categories, key=lambda c: -counts[c["id"]]):
-        count = counts[category["id"]]
-        lines.append(f"  {category['name']:{widest}}  {count:7d} {'#' * round(40 * count / max(most, 1))}")
-    return lines
-
-
-def _spread(values: np.ndarray) -> str:
-    if len(values) == 0:
-        return "none"
-    low, middle, high = np.nanmin(values), np.nanmedian(values), np.nanmax(values)
-    return f"{low:.4g} to {high:.4g}, median {middle:.4g}"

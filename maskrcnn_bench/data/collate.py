@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from maskrcnn_bench.data.samplers import Sample
 from maskrcnn_bench.structures.bounding_box import BoxList, BoxListBatch
-from maskrcnn_bench.structures.image_list import ImageList, to_image_list
+from maskrcnn_bench.structures.image_list import ImageList, ImageVersions, to_image_list
 from maskrcnn_bench.utils.counter import CounterRandom, counter_key
 
 
@@ -57,7 +57,7 @@ class TransformedDataset(Dataset):
 
 
 class BatchCollator:
-    """Items of a TransformedDataset as (ImageList with keys, BoxListBatch, indices).
+    """Items of a TransformedDataset as (ImageList with keys, BoxListBatch, indices); several sizes of an image make ImageVersions.
 
     Args:
         size_divisible: padded height and width are multiples of this, pixels; 0 pads only to the largest image.
@@ -66,11 +66,20 @@ class BatchCollator:
     def __init__(self, size_divisible: int = 0):
         self.size_divisible = size_divisible
 
-    def __call__(self, batch: Sequence[tuple[Any, BoxList, int, int]]) -> tuple[ImageList, BoxListBatch, tuple[int, ...]]:
-        tensors, targets, indices, keys = zip(*batch, strict=True)
+    def __call__(self, batch: Sequence[tuple[Any, BoxList, int, int]]) -> tuple[ImageList | ImageVersions, BoxListBatch, tuple[int, ...]]:
+        images, targets, indices, keys = zip(*batch, strict=True)
+        if isinstance(images[0], tuple):
+            return ImageVersions([self._padded(version, keys) for version in zip(*images, strict=True)]), BoxListBatch.pad(targets), indices
+        padded = self._padded(images, keys)
+        scales = [target.extra_fields.pop("resize_factor", None) for target in targets]
+        if None not in scales:
+            padded.scales = torch.tensor(scales, dtype=torch.float32)
+        return padded, BoxListBatch.pad(targets), indices
+
+    def _padded(self, tensors: Sequence[torch.Tensor], keys: Sequence[int]) -> ImageList:
         images = to_image_list(list(tensors), self.size_divisible)
         images.keys = torch.tensor(keys, dtype=torch.int64)
-        return images, BoxListBatch.pad(targets), indices
+        return images
 
 
 def one_thread(worker_id: int) -> None:

@@ -1,7 +1,7 @@
 """What can be wrong with annotations, found on the flat arrays of an AnnotationStore in one pass.
 
-Three severities: "stop" makes a data set unusable (the file itself is damaged, or means something else than it says);
-"drop" is one object that cannot be learnt from; "clip" is a box that reaches out of its image.
+Four severities: "stop" makes a data set unusable (the file itself is damaged, or means something else than it says);
+"drop" is one object that cannot be learnt from; "clip" is a box that reaches out of its image; "note" is odd, but nothing is lost.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Finding:
     """One fault of a data set.
 
     Attributes:
-        severity: "stop", "drop" or "clip".
+        severity: "stop", "drop", "clip" or "note".
         file: the file to look into.
         image: name and id of the image, "" when the fault concerns the file as a whole.
         annotation: id of the annotation, or None.
@@ -59,7 +59,7 @@ def check_annotations(store: AnnotationStore) -> tuple[list[Finding], np.ndarray
         dropped[row] = severity == "drop"
         found.append((row, _finding(store, severity, int(image_of[row]), int(store.ids[row]), reason)))
     found.sort(key=lambda pair: pair[0])
-    return [finding for _, finding in found] + _id_faults(store), dropped
+    return [Finding(*fault) for fault in store.reader_faults] + [finding for _, finding in found] + _id_faults(store), dropped
 
 
 def _finding(store: AnnotationStore, severity: str, image: int, annotation: int | None, reason: str) -> Finding:

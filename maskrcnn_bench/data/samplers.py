@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
-from maskrcnn_bench.utils.counter import counter_key
+from maskrcnn_bench.utils.counter import CounterRandom, counter_key
 
 
 class Sample(NamedTuple):
@@ -39,31 +39,90 @@ def group_by_ratio(ratios: Sequence[float], bins: Sequence[float] = (1.0,)) -> n
     return np.array([bisect.bisect_right(list(bins), ratio) for ratio in ratios], dtype=np.int64)
 
 
+def repeat_factors(images: Sequence[int], labels: Sequence[int], num_images: int, threshold: float) -> np.ndarray:
+    """How often each image occurs in an epoch, so that rare classes are seen more often.
+
+    The factor of a class that a share f of the images has is max(1, sqrt(threshold / f)); that of an image is the largest of its
+    classes. (Gupta et al. 2019, LVIS.)
+
+    Args:
+        images: the image that each object is in. [n]
+        labels: the class of each object. [n]
+        num_images: how many images there are; one without objects occurs once.
+        threshold: share of the images below which a class is rare.
+    Returns:
+        [num_images] float64
+    """
+    pairs = np.unique(np.stack([np.asarray(labels, np.int64), np.asarray(images, np.int64)], axis=1), axis=0)
+    share = np.bincount(pairs[:, 0]) / num_images
+    of_class = np.maximum(1.0, np.sqrt(threshold / np.maximum(share, 1e-12)))
+    factors = np.ones(num_images)
+    np.maximum.at(factors, pairs[:, 1], of_class[pairs[:, 0]])
+    return factors
+
+
+def repeat_report(images: Sequence[int], labels: Sequence[int], factors: np.ndarray, names: Sequence[str]) -> list[str]:
+    """The share of images that have each class, before and after repeating, as lines of text; `names` by label."""
+    pairs = np.unique(np.stack([np.asarray(labels, np.int64), np.asarray(images, np.int64)], axis=1), axis=0)
+    before = np.bincount(pairs[:, 0], minlength=len(names)) / len(factors)
+    after = np.bincount(pairs[:, 0], weights=factors[pairs[:, 1]], minlength=len(names)) / factors.sum()
+    widest = max((len(name) for name in names[1:]), default=0)
+    lines = [f"{len(factors)} images, some of which occur more than once, make {factors.sum():.0f} an epoch; images with a class:"]
+    return lines + [f"  {names[k]:{widest}}  {before[k]:7.2%} -> {after[k]:7.2%}" for k in np.argsort(before[1:], kind="stable") + 1]
+
+
 class GroupedBatchSampler(Sampler):
     """Batches of images of one group (upright or wide), so that little is padded.
 
-    Within an epoch every image occurs once; each group's last batch may be smaller. Batches stand in the order of their
-    first image in the shuffled epoch.
+    Within an epoch every image occurs once, or as often as `repeats` says, rounded up or down anew in every epoch; all epochs are
+    equally long. Each group's last batch may be smaller. Batches stand in the order of their first image in the shuffled epoch.
 
     Args:
         group_ids: group of each image. [n]
         batch_size: images a batch.
         seed: what the order depends on, beside the epoch.
         shuffle: False keeps the order of the data set.
+        repeats: how often each image occurs on average, at least 1; None for once. [n]
     """
 
-    def __init__(self, group_ids: Sequence[int], batch_size: int, seed: int = 0, shuffle: bool = True):
+    def __init__(
+        self, group_ids: Sequence[int], batch_size: int, seed: int = 0, shuffle: bool = True, repeats: Sequence[float] | None = None
+    ):
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         self.group_ids = np.asarray(group_ids, dtype=np.int64)
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
+        self.repeats = None if repeats is None else np.asarray(repeats, dtype=np.float64)
+
+    def _entries(self, epoch: int) -> np.ndarray:
+        """The images of an epoch in the order of the data set, repeated ones more than once."""
+        if self.repeats is None:
+            return np.arange(len(self.group_ids))
+        counts = np.zeros(len(self.group_ids), dtype=np.int64)
+        for group in np.unique(self.group_ids):
+            # Points one apart, beginning at a random one, on a line that each image has a piece of: no piece gets too few or many.
+            members = np.flatnonzero(self.group_ids == group)
+            members = members[shuffled(len(members), self.seed + 1, epoch)]
+            ends = np.cumsum(self.repeats[members])
+            ends = ends / ends[-1] * self._length(group)
+            points = np.ceil(np.concatenate([[0.0], ends[:-1], [self._length(group)]]) - self._start(epoch)).astype(np.int64)
+            counts[members] = np.diff(points)
+        return np.repeat(np.arange(len(counts)), counts)
+
+    def _start(self, epoch: int) -> float:
+        return CounterRandom(counter_key(self.seed, epoch, 0)).uniform("repeat")
+
+    def _length(self, group: int) -> int:
+        """How many images of a group an epoch has."""
+        members = self.group_ids == group
+        return int(members.sum()) if self.repeats is None else math.ceil(self.repeats[members].sum() - 1e-9)
 
     def batches(self, epoch: int = 0) -> list[list[int]]:
         """All batches of an epoch, as indices of the data set."""
-        count = len(self.group_ids)
-        order = shuffled(count, self.seed, epoch) if self.shuffle else np.arange(count)
+        entries = self._entries(epoch)
+        order = entries[shuffled(len(entries), self.seed, epoch)] if self.shuffle else entries
         groups = self.group_ids[order]
         found: list[tuple[int, list[int]]] = []
         for group in np.unique(groups):
@@ -74,8 +133,7 @@ class GroupedBatchSampler(Sampler):
         return [batch for _, batch in sorted(found)]
 
     def __len__(self) -> int:
-        counts = np.unique(self.group_ids, return_counts=True)[1]
-        return sum(math.ceil(int(count) / self.batch_size) for count in counts)
+        return sum(math.ceil(self._length(group) / self.batch_size) for group in np.unique(self.group_ids))
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches())

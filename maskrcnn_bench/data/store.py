@@ -41,7 +41,8 @@ class AnnotationStore:
     Args:
         source: the file, for messages.
         content: a COCO dict with `images`, `categories` and, where known, `annotations`. Its annotations are emptied
-            while they are read, to save memory. An image may name a file of its own in `source`.
+            while they are read, to save memory. An image may name a file of its own in `source`. Faults that a reader met
+            stand in `faults`, as tuples of the fields of `faults.Finding`.
         empty_extent: a box counts as empty when its width or height is no more than this, pixels.
 
     Attributes:
@@ -58,6 +59,7 @@ class AnnotationStore:
         num_keypoints: as in the file, else the annotated points; -1 where an annotation has none. [A] int64
         orphans: annotations of images that the file does not list: (annotation id, image id). [O, 2] int64
         repeated: annotations whose id another one has already: (annotation id, image id). [D, 2] int64
+        reader_faults: what the reader of the files found wrong.
 
     Raises:
         ValueError: when the content is not COCO, naming the file and the entry.
@@ -77,6 +79,7 @@ class AnnotationStore:
         self.categories: list[dict] = sorted(content["categories"], key=lambda category: category["id"])
         annotations = content.get("annotations") or []
         self.has_annotations = "annotations" in content
+        self.reader_faults: list[tuple[str, str, str, int | None, str]] = list(content.get("faults", ()))
         order = self._sort(annotations)
         self._read(annotations, order)
 

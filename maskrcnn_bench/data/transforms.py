@@ -49,11 +49,15 @@ class Resize:
         min_size: lengths of the shorter side, one of which is drawn for each image, pixels.
         max_size: longest allowed longer side, pixels; None for no limit.
         rounding: how the other side becomes whole: "truncate" or "round".
+        interpolation: a key of INTERPOLATIONS.
     """
 
-    def __init__(self, min_size: int | Sequence[int], max_size: int | None, rounding: str = "truncate"):
+    def __init__(
+        self, min_size: int | Sequence[int], max_size: int | None, rounding: str = "truncate", interpolation: str = "antialiased"
+    ):
         if rounding not in ("truncate", "round"):
             raise ValueError(f"rounding: expected 'truncate' or 'round', got {rounding!r}")
+        self.resize_image = INTERPOLATIONS[interpolation]
         self.min_size = tuple(min_size) if isinstance(min_size, (list, tuple)) else (min_size,)
         self.max_size = max_size
         self.rounding = rounding
@@ -69,7 +73,7 @@ class Resize:
         size = self.get_size(image.size, self.min_size[choice])
         if size == image.size:
             return image, target
-        return image.resize(size, Image.BILINEAR), None if target is None else target.resize(size)
+        return self.resize_image(image, size), None if target is None else target.resize(size)
 
 
 def _truncated_size(size: tuple[int, int], shorter: int, longest: int | None) -> tuple[int, int]:
@@ -93,6 +97,45 @@ def _rounded_size(size: tuple[int, int], shorter: int, longest: int | None) -> t
         ratio = longest / max(width, height)
         width, height = width * ratio, height * ratio
     return int(width + 0.5), int(height + 0.5)
+
+
+def resize_antialiased(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Bilinear; when shrinking, every pixel is an average over all that it covers. `size` is (width, height)."""
+    return image.resize(size, Image.BILINEAR)
+
+
+def resize_four_neighbours(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Bilinear between the four nearest pixels even when shrinking, in the fixed-point numbers of OpenCV. `size` is (width, height)."""
+    pixels = np.asarray(image).astype(np.int32)
+    left, right, left_weight, right_weight = _neighbours(size[0], pixels.shape[1])
+    # Past the border a column is the border's; a row is the border's twice, each half cut off by itself.
+    outside = left == right
+    left_weight[outside], right_weight[outside] = _ONE, 0
+    top, bottom, top_weight, bottom_weight = _neighbours(size[1], pixels.shape[0])
+    rows = (pixels[:, left] * left_weight[:, None] + pixels[:, right] * right_weight[:, None]) >> 4
+    upper = (rows[top] * top_weight[:, None, None]) >> 16
+    upper += (rows[bottom] * bottom_weight[:, None, None]) >> 16
+    return Image.fromarray(((upper + 2) >> 2).clip(0, 255).astype(np.uint8))
+
+
+_ONE = 2048  # weights are multiples of 1 / _ONE
+
+
+def _neighbours(length: int, source: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The two source pixels, and their weights, of each of `length` pixels that cover `source` ones."""
+    position = ((np.arange(length) + 0.5) * (source / length) - 0.5).astype(np.float32)
+    low = np.floor(position)
+    share = position - low
+    weights = [np.rint(part * np.float32(_ONE)).astype(np.int32) for part in (1 - share, share)]
+    low = low.astype(np.int64)
+    return low.clip(0, source - 1), (low + 1).clip(0, source - 1), *weights
+
+
+INTERPOLATIONS: dict[str, Callable[[Image.Image, tuple[int, int]], Image.Image]] = {
+    "antialiased": resize_antialiased,
+    "four_neighbours": resize_four_neighbours,
+}
+"""How an image of 8 bits a channel is resized: (image, (width, height)) -> image."""
 
 
 class RandomHorizontalFlip:
@@ -151,8 +194,34 @@ def turn_hue(image: Image.Image, turn: float) -> Image.Image:
     return Image.merge("HSV", (Image.fromarray(turned.astype(np.uint8)), saturation, value)).convert("RGB")
 
 
-class ToTensor:
-    """A PIL image as a uint8 tensor, RGB, not scaled. [3, H, W]"""
+class MasksToBitmaps:
+    """Draw polygons as pixels of the image, for mask targets that are resampled from bitmaps."""
 
-    def __call__(self, image: Image.Image, target: BoxList | None = None) -> tuple[Tensor, BoxList | None]:
+    def __call__(self, image: Image.Image, target: BoxList | None = None) -> tuple[Image.Image, BoxList | None]:
+        if target is not None and target.has_field("masks"):
+            target.add_field("masks", target.get_field("masks").convert("mask"))
+        return image, target
+
+
+class ResizeToEach:
+    """One image at several sizes, as a tuple of tensors; the target follows the first of them.
+
+    Args:
+        resizes: one a size.
+    """
+
+    def __init__(self, resizes: Sequence[Resize]):
+        self.resizes = list(resizes)
+
+    def __call__(self, image: Image.Image, target: BoxList | None = None) -> tuple[tuple[Tensor, ...], BoxList | None]:
+        pairs = [resize(image, target) for resize in self.resizes]
+        return tuple(ToTensor()(resized)[0] for resized, _ in pairs), pairs[0][1]
+
+
+class ToTensor:
+    """A PIL image as a uint8 tensor, RGB, not scaled; a tensor stays. [3, H, W]"""
+
+    def __call__(self, image: Image.Image | Tensor, target: BoxList | None = None) -> tuple[Tensor, BoxList | None]:
+        if isinstance(image, Tensor):
+            return image, target
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), target

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -32,27 +33,29 @@ class Found(NamedTuple):
     name: str
 
 
-def find_images(sources: Sequence[str | os.PathLike]) -> list[Found]:
+def find_images(sources: Sequence[str | os.PathLike], suffixes: Sequence[str] = SUFFIXES) -> list[Found]:
     """The images that files, folders (with all below them) and patterns such as `shots/*.png` mean.
 
     Files come in the order given, those of a folder by name with numbers in order; nothing comes twice.
 
+    Args:
+        suffixes: what the names of files in folders, and of those that match a pattern, end with.
     Raises:
         FileNotFoundError: when a source does not exist or matches nothing, or there is no image at all.
     """
     found: dict[str, Found] = {}
     for source in map(os.fspath, sources):
-        for image in _of_source(source):
+        for image in _of_source(source, tuple(suffixes)):
             found.setdefault(os.path.abspath(image.path), image)
     if not found:
         places = ", ".join(map(os.fspath, sources)) or "nothing"
-        raise FileNotFoundError(f"no images in {places}; expected files that end with {' '.join(SUFFIXES)}")
+        raise FileNotFoundError(f"no images in {places}; expected files that end with {' '.join(suffixes)}")
     return list(found.values())
 
 
-def _of_source(source: str) -> list[Found]:
+def _of_source(source: str, suffixes: tuple[str, ...]) -> list[Found]:
     if os.path.isdir(source):
-        inside = (path for path in Path(source).rglob("*") if _looks_like_image(path))
+        inside = (path for path in Path(source).rglob("*") if _is_wanted(path, suffixes))
         return [Found(str(path), path.relative_to(source).as_posix()) for path in sorted(inside, key=natural_order)]
     if os.path.lexists(source):
         # A file that was named is tried whatever its name ends with.
@@ -61,17 +64,21 @@ def _of_source(source: str) -> list[Found]:
     if not matches:
         what = "matches nothing" if glob.has_magic(source) else "does not exist"
         raise FileNotFoundError(f"{source} {what}; expected an image, a folder of images, or a pattern such as 'folder/*.jpg'")
-    folders = [image for path in matches if os.path.isdir(path) for image in _of_source(path)]
-    return [Found(path, os.path.basename(path)) for path in matches if _looks_like_image(Path(path))] + folders
+    folders = [image for path in matches if os.path.isdir(path) for image in _of_source(path, suffixes)]
+    return [Found(path, os.path.basename(path)) for path in matches if _is_wanted(Path(path), suffixes)] + folders
 
 
-def _looks_like_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.stem.endswith(OVERLAY) and path.is_file()
+def _is_wanted(path: Path, suffixes: tuple[str, ...]) -> bool:
+    return path.suffix.lower() in suffixes and not path.stem.endswith(OVERLAY) and path.is_file()
 
 
 def natural_order(path: str | os.PathLike) -> list[tuple[int, str]]:
     """A key that sorts 2.jpg before 10.jpg."""
     return [(int(part), "") if part.isdigit() and part.isascii() else (0, part) for part in re.split(r"([0-9]+)", os.fspath(path))]
+
+
+class ImageTooLarge(OSError):
+    """An image with more pixels than are welcome."""
 
 
 def read_image(path: str | os.PathLike) -> Image.Image:
@@ -81,27 +88,50 @@ def read_image(path: str | os.PathLike) -> Image.Image:
         OSError: when there is no such file, or it cannot be decoded whole.
     """
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of large pictures, and refuses those twice as large; the first are welcome here.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.load()
-                # Tags that cannot be read are an error only now.
-                return to_rgb(ImageOps.exif_transpose(image))
+        return decode_image(path, os.fspath(path))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist") from None
     except IsADirectoryError:
         raise OSError(f"{path} is a folder, not an image") from None
+
+
+def decode_image(
+    file: str | os.PathLike | IO[bytes], name: str, formats: Sequence[str] | None = None, most_pixels: float = math.inf
+) -> Image.Image:
+    """What `read_image` does, for open files too.
+
+    Args:
+        file: a path, or a file that can be searched.
+        name: of the image in messages.
+        formats: names that Pillow has for the formats to try; None tries all.
+        most_pixels: an image with more of them is not decoded. Pillow has a limit of its own besides.
+    Raises:
+        ImageTooLarge: when it has too many pixels.
+        OSError: when it cannot be opened or decoded whole.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of large pictures, and refuses those twice as large; the first are welcome here.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(file, formats=formats) as image:
+                if image.width * image.height > most_pixels:
+                    raise ImageTooLarge(f"{name} is too large ({image.width} x {image.height} pixels); scale it down")
+                image.load()
+                # Tags that cannot be read are an error only now.
+                return to_rgb(ImageOps.exif_transpose(image))
+    except (FileNotFoundError, IsADirectoryError, ImageTooLarge):
+        raise
     except UnidentifiedImageError:
-        raise OSError(f"{path} is not an image that Pillow can read{_empty(path)}") from None
+        raise OSError(f"{name} is not an image that Pillow can read{_empty(file)}") from None
     except Image.DecompressionBombError as error:
-        raise OSError(f"{path} is too large ({error}); scale it down, or cut it into tiles") from None
+        raise ImageTooLarge(f"{name} is too large ({error}); scale it down, or cut it into tiles") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise OSError(f"{path} cannot be read ({error or type(error).__name__}); copy it again from its source") from error
+        raise OSError(f"{name} cannot be read ({error or type(error).__name__}); copy it again from its source") from error
 
 
-def _empty(path: str | os.PathLike) -> str:
-    return ": the file is empty" if os.path.getsize(path) == 0 else ""
+def _empty(file: str | os.PathLike | IO[bytes]) -> str:
+    size = os.path.getsize(file) if isinstance(file, (str, os.PathLike)) else file.seek(0, os.SEEK_END)
+    return ": the file is empty" if size == 0 else ""
 
 
 def as_picture(image: Any, channels: str = "BGR") -> Image.Image:

@@ -1,8 +1,10 @@
-"""`maskrcnn-bench predict`: images in, pictures with what was found and one JSON file out."""
+"""`maskrcnn-bench predict`: images and videos in, pictures and videos with what was found and one JSON file out."""
 
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import itertools
 import json
 import os
@@ -20,8 +22,11 @@ if TYPE_CHECKING:
     from ..structures.bounding_box import BoxList
     from .images import Found
     from .predictor import COCODemo
+    from .video import Frame
 
 RESULTS = "predictions.json"
+TABLE = "predictions.csv"
+_COLUMNS = ("image_id", "file_name", "frame", "seconds", "category_id", "category_name", "score", "x", "y", "width", "height")
 _LARGEST_JPEG = 65500
 _READABLE_SIDE = 384
 """Shorter side below which pictures are enlarged, since names in them could not be read, pixels."""
@@ -59,9 +64,9 @@ def predict_main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Find objects in images: writes a picture of each, NAME_det.jpg, and predictions.json with all of them.",
-        usage="%(prog)s IMAGE|FOLDER|PATTERN ... --weights FILE [options] [KEY VALUE ...]",
-        epilog="Ends with 1 when an image could not be read; the others are done all the same.",
+        description="Find objects in images and videos: writes NAME_det.jpg or NAME_det.mp4 of each, and predictions.json of all.",
+        usage="%(prog)s IMAGE|VIDEO|FOLDER|PATTERN ... --weights FILE [options] [KEY VALUE ...]",
+        epilog="Ends with 1 when an image or video could not be read whole; the others are done all the same. Videos need PyAV.",
     )
     parser.add_argument("words", nargs="+", metavar="IMAGE", help="files, folders with all below them, patterns such as 'shots/*.png'")
     weights = "a trained model: a file, an address, or the output folder of a training"
@@ -70,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config-file", default="", metavar="FILE", help=config)
     parser.add_argument("--output", default=os.path.join("output", "predict"), metavar="FOLDER", help="where to write; %(default)s")
     parser.add_argument("--beside", action="store_true", help="write each picture beside its image; predictions.json goes to --output")
+    parser.add_argument("--csv", action="store_true", help="write predictions.csv as well: a line for each object, without masks")
     score = "least score of what is drawn and written, 0 to 1; %(default)s"
     parser.add_argument("--score", type=_share, default=0.5, metavar="S", help=score)
     parser.add_argument("--batch-size", type=_count, default=4, metavar="N", help="images at once; %(default)s")
@@ -117,26 +123,44 @@ def _count(text: str) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from .images import find_images
+    from . import images, video
     from .predictor import COCODemo
 
-    found = find_images(args.images)
+    found = images.find_images(args.images, images.SUFFIXES + video.SUFFIXES)
+    photos = [(index, one) for index, one in enumerate(found) if not video.is_video(one.path)]
+    videos = [(index, one) for index, one in enumerate(found) if video.is_video(one.path)]
+    if videos:
+        video.pyav()
     demo = COCODemo.from_weights(args.weights, args.config_file, args.opts, args.score)
     results = Results(demo, overlay_paths(found, None if args.beside else args.output))
     # A place that cannot be written to is an error before the work.
     os.makedirs(args.output, exist_ok=True)
     begin = time.perf_counter()
-    with _Progress(len(found)) as progress:
-        for start in range(0, len(found), args.batch_size):
-            numbered = range(start, min(start + args.batch_size, len(found)))
-            _one_batch(results, [(index, found[index]) for index in numbered], progress)
+    with _Progress(len(photos)) as progress:
+        for start in range(0, len(photos), args.batch_size):
+            _one_batch(results, photos[start : start + args.batch_size], progress)
+        for index, one in videos:
+            _one_video(results, index, one, args.batch_size, progress)
     seconds = time.perf_counter() - begin
-    path = os.path.join(args.output, RESULTS)
-    content = json.dumps(results.rows, ensure_ascii=False)
-    write_atomically(path, lambda file: file.write(content.encode()))
+    numbers = _write_numbers(results.rows, args.output, args.csv)
     pictures = "beside the images" if args.beside else f"in {args.output}"
-    print(_summary(results, len(found), seconds) + f"; pictures {pictures}, numbers in {path}")
+    print(_summary(results, len(photos), len(videos), seconds) + f"; pictures {pictures}, numbers in {numbers}")
     return 1 if results.failed else 0
+
+
+def _write_numbers(rows: Sequence[dict[str, Any]], folder: str, table: bool) -> str:
+    """Writes the results as files; answers where they are, in words."""
+    path = os.path.join(folder, RESULTS)
+    content = json.dumps(rows, ensure_ascii=False)
+    write_atomically(path, lambda file: file.write(content.encode()))
+    if not table:
+        return path
+    lines = io.StringIO(newline="")
+    writer = csv.DictWriter(lines, _COLUMNS, extrasaction="ignore", restval="")
+    writer.writeheader()
+    writer.writerows({**row, **dict(zip(("x", "y", "width", "height"), row["bbox"]))} for row in rows)
+    write_atomically(os.path.join(folder, TABLE), lambda file: file.write(lines.getvalue().encode()))
+    return f"{path} and {TABLE}"
 
 
 def _one_batch(results: Results, batch: Sequence[tuple[int, Found]], progress: _Progress) -> None:
@@ -157,6 +181,28 @@ def _one_batch(results: Results, batch: Sequence[tuple[int, Found]], progress: _
     progress.advance(len(batch))
 
 
+def _one_video(results: Results, index: int, found: Found, batch_size: int, progress: _Progress) -> None:
+    """Writes a video of what is found in another; one that is cut short becomes as long as what can be read."""
+    from .video import VideoReader, VideoWriter
+
+    try:
+        with VideoReader(found.path) as reader, VideoWriter(results.overlays[index], reader.rate) as writer:
+            progress.expect(reader.expected)
+            frames = iter(reader)
+            while batch := list(itertools.islice(frames, batch_size)):
+                boxlists = results.demo.detect([frame.picture for frame in batch])
+                for frame, boxlist in zip(batch, boxlists, strict=True):
+                    writer.add(results.add_frame(found, frame, boxlist), frame.seconds)
+                progress.advance(len(batch))
+    except OSError as error:
+        results.failed.append(found.path)
+        progress.tell(f"skipped: {error}")
+        return
+    if reader.fault:
+        results.failed.append(found.path)
+        progress.tell(reader.fault)
+
+
 class Results:
     """What was found so far.
 
@@ -164,8 +210,10 @@ class Results:
         demo: the model.
         overlays: path of the picture of each image.
     Attributes:
-        rows: one a detection, in the form of COCO's results. `image_id` is the image's place in the list, from 1.
-        failed: paths that could not be read.
+        rows: one a detection, in the form of COCO's results. `image_id` is the image's place in the list, from 1; pictures of
+            videos are numbered on after the list, and have `frame` and `seconds` besides.
+        failed: paths that could not be read whole.
+        frames: number of pictures of videos.
     """
 
     def __init__(self, demo: COCODemo, overlays: Sequence[str]):
@@ -173,9 +221,23 @@ class Results:
         self.overlays = overlays
         self.rows: list[dict[str, Any]] = []
         self.failed: list[str] = []
+        self.frames = 0
 
     def add(self, index: int, found: Found, picture: Image.Image, boxlist: BoxList) -> None:
         """Keeps the detections of one image above the threshold, and writes its picture."""
+        overlay, rows = self._found(boxlist, picture, index + 1, found.name)
+        save_picture(overlay, self.overlays[index])
+        self.rows += rows
+
+    def add_frame(self, found: Found, frame: Frame, boxlist: BoxList) -> Image.Image:
+        """Keeps the detections of a video's picture; answers the picture with what was found."""
+        self.frames += 1
+        overlay, rows = self._found(boxlist, frame.picture, len(self.overlays) + self.frames, found.name)
+        self.rows += [{**row, "frame": frame.index, "seconds": round(frame.seconds, 3)} for row in rows]
+        return overlay
+
+    def _found(self, boxlist: BoxList, picture: Image.Image, image_id: int, name: str) -> tuple[Image.Image, list[dict[str, Any]]]:
+        """What is above the threshold, drawn and in rows."""
         from ..structures.segmentation_mask import SegmentationMask
         from .draw import draw_detections
 
@@ -183,10 +245,13 @@ class Results:
         masks = self.demo.run_lengths(boxlist)
         if masks is not None:
             boxlist.add_field("masks", SegmentationMask(masks, boxlist.size))
-        factor = min(max(_READABLE_SIDE // min(picture.size), 1), _MOST_ENLARGED)
-        overlay = draw_detections(picture, boxlist, self.demo.CATEGORIES, enlarge=factor)
-        save_picture(overlay, self.overlays[index])
-        self.rows += result_rows(boxlist, masks, index + 1, found.name, self.demo.CATEGORIES)
+        overlay = draw_detections(picture, boxlist, self.demo.CATEGORIES, enlarge=enlargement(picture.size))
+        return overlay, result_rows(boxlist, masks, image_id, name, self.demo.CATEGORIES)
+
+
+def enlargement(size: tuple[int, int]) -> int:
+    """Factor that makes the names in a picture of (width, height) readable."""
+    return min(max(_READABLE_SIDE // min(size), 1), _MOST_ENLARGED)
 
 
 def result_rows(
@@ -213,10 +278,16 @@ def result_rows(
     return rows
 
 
-def _summary(results: Results, total: int, seconds: float) -> str:
-    done = total - len(results.failed)
-    skipped = f", {len(results.failed)} skipped" if results.failed else ""
-    return f"{done} of {total} images{skipped}: {len(results.rows)} objects in {seconds:.1f} s ({done / max(seconds, 1e-9):.1f} images/s)"
+def _summary(results: Results, photos: int, videos: int, seconds: float) -> str:
+    from .video import is_video
+
+    faulty = sum(map(is_video, results.failed))
+    skipped = len(results.failed) - faulty
+    done = [f"{photos - skipped} of {photos} images" + (f", {skipped} skipped" if skipped else "")] if photos else []
+    if videos:
+        done.append(f"{results.frames} pictures of {videos} videos" + (f", {faulty} of them not whole" if faulty else ""))
+    rate = (photos - skipped + results.frames) / max(seconds, 1e-9)
+    return f"{' and '.join(done)}: {len(results.rows)} objects in {seconds:.1f} s ({rate:.1f} images/s)"
 
 
 class _Progress:
@@ -235,6 +306,10 @@ class _Progress:
 
     def tell(self, line: str) -> None:
         self.bar.write(line, file=sys.stderr)
+
+    def expect(self, images: int) -> None:
+        self.bar.total += images
+        self.bar.refresh()
 
     def advance(self, images: int) -> None:
         self.bar.update(images)
@@ -265,9 +340,11 @@ def _place(path: str) -> str:
 
 def _free_path(path: str, taken: set[str]) -> str:
     from .images import OVERLAY
+    from .video import is_video
 
     base = os.path.splitext(path)[0]
-    names = (f"{base}{f'_{number}' if number > 1 else ''}{OVERLAY}.jpg" for number in itertools.count(1))
+    suffix = ".mp4" if is_video(path) else ".jpg"
+    names = (f"{base}{f'_{number}' if number > 1 else ''}{OVERLAY}{suffix}" for number in itertools.count(1))
     return next(name for name in names if _place(name) not in taken)
 
 

@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from ..config import explicit_keys, get_defaults, load_config
 from ..config.dialect import get_dialect
 from ..config.node import leaves
-from ..data.transforms import Compose, Resize, ToTensor
+from ..data.build import make_resize
+from ..data.transforms import Compose, ToTensor
 from ..engine.arguments import config_beside
 from ..engine.inference import to_original
 from ..engine.launch import resolve_device
-from ..modeling.detector import build_detection_model
+from ..modeling.detector import GeneralizedRCNN, build_detection_model
 from ..solver import changed
 from ..structures.bounding_box import BoxList
 from ..structures.image_list import to_image_list
@@ -91,21 +92,25 @@ class COCODemo:
         self.masks_per_dim = masks_per_dim
         self.min_image_size = min_image_size
         rules = get_dialect(cfg.MODEL.DIALECT)
-        self.mask_rule, self._rounding, self._clip = rules.mask_paste, rules.resize_rounding, rules.clip_rescaled
+        self.mask_rule, self._clip = rules.mask_paste, rules.clip_rescaled
+        self.has_masks = bool(cfg.MODEL.MASK_ON)
         self.mask_threshold = cfg.MODEL.ROI_MASK_HEAD.POSTPROCESS_MASKS_THRESHOLD
         self.masker = Masker(-1 if show_mask_heatmaps else self.mask_threshold, padding=1, rule=self.mask_rule)
         self.device = resolve_device(cfg.MODEL.DEVICE)
         self.model = build_detection_model(cfg)
         weights = weight_loading or last_checkpoint(cfg.OUTPUT_DIR) or cfg.MODEL.WEIGHT
         names = _load_trained(cfg, self.model, os.fspath(weights)).get("class_names", ())
-        self.model.eval().to(self.device, memory_format=torch.channels_last)
+        self.model.eval()
+        if isinstance(self.model, GeneralizedRCNN):
+            self.model = self.model.for_inference()
+        self.model.to(self.device, memory_format=torch.channels_last)
         if type(self).CATEGORIES is COCODemo.CATEGORIES:
             self.CATEGORIES = tuple(names) or _coco_names(_num_classes(cfg)[1])
         self.transforms = self.build_transform()
 
     @classmethod
     def from_weights(
-        cls, weights: str | os.PathLike, config_file: str = "", opts: Sequence[str] = (), confidence_threshold: float = 0.7
+        cls, weights: str | os.PathLike, config_file: str = "", opts: Sequence[str] = (), confidence_threshold: float = 0.7, **options: Any
     ) -> COCODemo:
         """A demo from a trained model alone, at the image size of its tests.
 
@@ -113,17 +118,18 @@ class COCODemo:
             weights: a file, an address, a catalog:// name, or the output folder of a training.
             config_file: needed for weights of other projects, which do not carry their configuration.
             opts: changes of the configuration, KEY VALUE or KEY=VALUE.
+            options: further arguments of the class.
         Raises:
             FileNotFoundError: when a file is missing.
             ValueError: when the configuration is not known, or does not fit the weights.
         """
         path = find_weights(_in_folder(os.fspath(weights)), get_defaults().PATHS_CATALOG, logger)
         cfg = _config_of(path, config_file, opts)
-        return cls(cfg, confidence_threshold, min_image_size=cfg.INPUT.MIN_SIZE_TEST, weight_loading=path)
+        return cls(cfg, confidence_threshold, **{"min_image_size": cfg.INPUT.MIN_SIZE_TEST, "weight_loading": path, **options})
 
     def build_transform(self) -> Compose:
-        """What is done to an image before the model normalises it: RGB picture to uint8 tensor."""
-        return Compose([Resize(self.min_image_size, self.cfg.INPUT.MAX_SIZE_TEST, self._rounding), ToTensor()])
+        """What is done to an image before the model sees it: RGB picture to tensor, uint8 where the model normalises it."""
+        return Compose([make_resize(self.cfg, self.min_image_size, self.cfg.INPUT.MAX_SIZE_TEST), ToTensor()])
 
     # detections
 
@@ -152,20 +158,23 @@ class COCODemo:
 
         Only pictures of one padded size share a run of the model, so that no result depends on what else is in the list.
         """
-        tensors = [self.transforms(picture)[0] for picture in pictures]
+        tensors, frames = zip(*[self.transforms(picture, BoxList([], picture.size)) for picture in pictures], strict=True)
+        scales = [frame.extra_fields.get("resize_factor") for frame in frames]
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, tensor in enumerate(tensors):
             groups.setdefault(_padded(tensor.shape[1:], self.model.size_divisible), []).append(index)
         found: dict[int, BoxList] = {}
         for inds in groups.values():
-            for index, boxlist in zip(inds, self._run([tensors[i] for i in inds]), strict=True):
+            for index, boxlist in zip(inds, self._run([tensors[i] for i in inds], [scales[i] for i in inds]), strict=True):
                 width, height = pictures[index].size
-                found[index] = to_original(boxlist, {"width": width, "height": height}, self._clip)
+                found[index] = to_original(boxlist, {"width": width, "height": height}, self._clip, scales[index])
         return [found[index] for index in range(len(pictures))]
 
-    def _run(self, tensors: list[Tensor]) -> list[BoxList]:
-        """Detections in pixels of the resized images, on the CPU."""
-        images = to_image_list(tensors, self.model.size_divisible).to(self.device)
+    def _run(self, tensors: list[Tensor], scales: list[float | None]) -> list[BoxList]:
+        """Detections in pixels of the resized images, on the CPU; `scales` as ImageList has them, or None for each."""
+        images = to_image_list(tensors, self.model.size_divisible)
+        images.scales = None if None in scales else torch.tensor(scales)
+        images = images.to(self.device)
         dtype = getattr(torch, self.cfg.DTYPE)
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             return list(self.model(images).to("cpu"))

@@ -1,9 +1,10 @@
-"""The verb `demo`: a Mask R-CNN on the toy data set, from nothing to pictures, in minutes on a CPU."""
+"""The verb `demo`: a Mask R-CNN on the toy data set, from nothing to pictures, in minutes on a CPU; with `--serve` a page instead."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +12,17 @@ from typing import Any
 
 CONFIG = "toy/mask_rcnn_R_18_FPN.yaml"
 COLUMNS, ROWS, ENLARGE = 4, 3, 3
+SERVE = "--serve"
 
 
 def demo_main(argv: Sequence[str] | None = None) -> int:
     """Generates the data, trains, tests, draws; returns the exit code."""
-    args = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if SERVE in words:
+        from .serve import serve_main
+
+        return serve_main([word for word in words if word != SERVE])
+    args = _parser().parse_args(words)
     begun = time.monotonic()
     folder = Path(args.output)
     data = _generate(folder / "data", args)
@@ -31,10 +38,13 @@ def demo_main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Trains a Mask R-CNN on generated scenes, tests it and draws what it finds.")
-    parser.add_argument("--output", default="output/demo", metavar="DIR", help="where everything goes (output/demo); a run begun there goes on")
+    output = "where everything goes (%(default)s); a run begun there goes on"
+    parser.add_argument("--output", default="output/demo", metavar="DIR", help=output)
     parser.add_argument("--train-images", type=int, default=2000, metavar="N", help="scenes to train on (2000)")
     parser.add_argument("--test-images", type=int, default=200, metavar="N", help="held-out scenes (200)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the order and the flips; the scenes stay (0)")
+    serve = "instead, show a trained model on a page, for the camera and for pictures; `demo --serve --help` explains it"
+    parser.add_argument(SERVE, action="store_true", help=serve)
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes of the configuration: SOLVER.MAX_ITER 100")
     return parser
 

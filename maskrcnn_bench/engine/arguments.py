@@ -1,4 +1,4 @@
-"""The arguments of the programs that train and test."""
+"""The arguments of the programs that train and test, and their entries: torch is imported once the arguments are read."""
 
 from __future__ import annotations
 
@@ -12,10 +12,31 @@ DEBUG = "MASKRCNN_BENCH_DEBUG"
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*(=.*)?", re.DOTALL)
 
 
+def train_main(argv: Sequence[str] | None = None) -> int:
+    """Trains a model, then tests it; returns the exit code."""
+    parser = train_parser()
+    args = parse(parser, argv)
+    if args.config_file is None:
+        example = "--config-file e2e_mask_rcnn_R_50_FPN_1x.yaml"
+        parser.error(f"no --config-file: name one, e.g. {example}; for the defaults give --config-file ''")
+    from maskrcnn_bench.engine import launch
+
+    return launch.run(launch.train, args)
+
+
+def test_main(argv: Sequence[str] | None = None) -> int:
+    """Tests a model; returns the exit code."""
+    args = parse(test_parser(), argv)
+    from maskrcnn_bench.engine import launch
+
+    return launch.run(launch.test, args)
+
+
 def _parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, epilog=f"{DEBUG}=1 in the environment shows where an error comes from.")
-    parser.add_argument("--config-file", default="", metavar="FILE", help="YAML file, or the name of a shipped one")
-    parser.add_argument("--data", default="", metavar="FOLDER", help="data set in COCO or VOC layout, instead of DATASETS.TRAIN and TEST")
+    config = "YAML file, or the name of a shipped one; '' takes the defaults"
+    parser.add_argument("--config-file", default=None, metavar="FILE", help=config)
+    parser.add_argument("--data", default="", metavar="FOLDER", help="data set (COCO, VOC, YOLO, ...), instead of DATASETS.TRAIN and TEST")
     parser.add_argument("--output", default="", metavar="FOLDER", help="where everything is written; the same as OUTPUT_DIR")
     # Launchers give it; the environment says the same.
     parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS)

@@ -40,6 +40,7 @@ def inference(
     dtype: torch.dtype = torch.float32,
     clip: bool = False,
     live: bool = False,
+    class_names: Sequence[str] = (),
     **evaluation: Any,
 ) -> dict[str, Any]:
     """Tests a model on a data set.
@@ -55,6 +56,7 @@ def inference(
         dtype: float32, or bfloat16 and float16 under autocast.
         clip: cut boxes to the original image, and drop those without extent.
         live: show a progress bar.
+        class_names: of the model, background first; its labels become the data set's by name. () compares labels by number.
         evaluation: further arguments of `evaluation.evaluate`.
     Returns:
         The results, in every process.
@@ -70,6 +72,7 @@ def inference(
     predictions = collect(found, len(dataset))
     results: dict[str, Any] = {}
     if is_main_process():
+        predictions = predictions if box_only else in_labels_of(dataset, predictions, class_names)
         if output_folder:
             save_predictions(predictions, output_folder)
         results = evaluate(dataset, predictions, output_folder, iou_types, box_only=box_only, **evaluation)
@@ -95,8 +98,8 @@ def predict(
     for images, _, indices in _bar(data_loader, live):
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             detections = model(images.to(device, non_blocking=True))
-        for boxlist, index in zip(detections.to("cpu"), indices, strict=True):
-            found[int(index)] = to_original(boxlist, data_loader.dataset.get_img_info(int(index)), clip)
+        for boxlist, index, scale in zip(detections.to("cpu"), indices, _scales(images), strict=True):
+            found[int(index)] = to_original(boxlist, data_loader.dataset.get_img_info(int(index)), clip, scale)
     model.train(was_training)
     return found
 
@@ -109,14 +112,23 @@ def _bar(batches: Iterable, live: bool) -> Iterable:
     return tqdm(batches, unit="batch", desc="testing", dynamic_ncols=True, leave=False)
 
 
-def to_original(boxlist: BoxList, info: Mapping[str, Any], clip: bool = False) -> BoxList:
+def _scales(images: Any) -> list[float | None]:
+    """By which factor each image was enlarged, where that is known more exactly than from its size."""
+    scales = getattr(images, "scales", None)
+    return [None] * len(images) if scales is None else scales.tolist()
+
+
+def to_original(boxlist: BoxList, info: Mapping[str, Any], clip: bool = False, scale: float | None = None) -> BoxList:
     """Detections scaled from the resized image to the original one.
 
     Args:
         info: with `width` and `height` of the original.
         clip: cut boxes to the image, and drop those without extent.
+        scale: pixels of the resized image per pixel of the original; None takes the ratio of the sizes.
     """
     scaled = boxlist.resize((info["width"], info["height"]))
+    if scale is not None:
+        scaled.bbox = boxlist.bbox / scale
     return scaled.clip_to_image(remove_empty=True) if clip else scaled
 
 
@@ -134,6 +146,31 @@ def collect(found: Mapping[int, BoxList], count: int) -> list[BoxList | None]:
     if missing:
         logger.warning("%d of %d images have no prediction; they count as images without detections", missing, count)
     return [gathered.get(index) for index in range(count)]
+
+
+def in_labels_of(dataset: Any, predictions: Sequence[BoxList | None], class_names: Sequence[str] = ()) -> list[BoxList | None]:
+    """Predictions with the labels of a data set, and without those of classes that it lacks, of which one line warns.
+
+    Args:
+        dataset: with `categories`, and `class_names` where those of the model are given.
+        class_names: of the model, background first; () where its labels are the data set's.
+    """
+    table = {label: label for label in dataset.categories if label}
+    if class_names and tuple(class_names) != tuple(dataset.class_names):
+        places = {name: label for label, name in enumerate(dataset.class_names)}
+        table = {label: places[name] for label, name in enumerate(class_names) if label and name in places}
+    fitting = [None if p is None else _relabelled(p, table) for p in predictions]
+    dropped = sum(len(p) - len(q) for p, q in zip(predictions, fitting, strict=True) if p is not None)
+    if dropped:
+        logger.warning("%d detections are of classes that the data lacks; they are left out", dropped)
+    return fitting
+
+
+def _relabelled(boxlist: BoxList, table: Mapping[int, int]) -> BoxList:
+    labels = [table.get(label, 0) for label in boxlist.get_field("labels").tolist()]
+    new = boxlist[torch.tensor([label > 0 for label in labels], dtype=torch.bool)]
+    new.add_field("labels", torch.tensor([label for label in labels if label], dtype=torch.int64))
+    return new
 
 
 def save_predictions(predictions: Sequence[BoxList | None], folder: str) -> None:

@@ -1,6 +1,7 @@
 """What the programs share: start-up, and the wiring of model, data, solver and checkpoints. A border file.
 
-`train_main` and `test_main` are behind tools/train_net.py, tools/test_net.py and the verbs `train` and `test`.
+`train_main` and `test_main`, which read the arguments first, are behind tools/train_net.py, tools/test_net.py and the verbs
+`train` and `test`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import inspect
 import logging
 import os
 import random
+import re
 import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,35 +25,44 @@ from torch import nn
 from maskrcnn_bench.config import explicit_keys, load_config, resolved
 from maskrcnn_bench.config.dialect import get_dialect
 from maskrcnn_bench.data import make_data_loader
-from maskrcnn_bench.engine.arguments import DEBUG, config_beside, overrides, parse, test_parser, train_parser
+from maskrcnn_bench.engine.arguments import DEBUG, config_beside, overrides, test_main, train_main
 from maskrcnn_bench.engine.inference import Tester, UnexpectedResults
 from maskrcnn_bench.engine.progress import Progress, cut_back
+from maskrcnn_bench.engine.surroundings import StopRequest, at_most_processors, require_writable, without_traceback
 from maskrcnn_bench.engine.trainer import AveragedWeights, LossScale, NonFiniteLoss, Step, do_train
+from maskrcnn_bench.engine.tta import TestTimeAugmentation, make_passes
 from maskrcnn_bench.layers import _ops
 from maskrcnn_bench.modeling.detector import build_detection_model
-from maskrcnn_bench.solver import changed, make_lr_scheduler, make_optimizer, scale_schedule, schedule_from_epochs
+from maskrcnn_bench.solver import (
+    changed,
+    check_schedule,
+    describe_length,
+    make_lr_scheduler,
+    make_optimizer,
+    scale_schedule,
+    schedule_from_epochs,
+)
 from maskrcnn_bench.utils import comm
-from maskrcnn_bench.utils.checkpoint import DetectronCheckpointer, describe_checkpoint, find_weights, last_checkpoint, read_checkpoint
-from maskrcnn_bench.utils.logger import FILE_ONLY, NAME, log_lines, setup_logger
+from maskrcnn_bench.utils.checkpoint import (
+    DetectronCheckpointer,
+    describe_checkpoint,
+    find_weights,
+    last_checkpoint,
+    read_checkpoint,
+    require_weights,
+)
+from maskrcnn_bench.utils.logger import FILE_ONLY, NAME, close_handlers, log_lines, setup_logger, take_back_log
 
+__all__ = ["resolve_device", "run", "test", "test_main", "train", "train_main"]
 _USER_ERRORS = (ValueError, OSError, ImportError, NonFiniteLoss, UnexpectedResults)
 
 
 # ------------------------------------------------------------------------------------------------------- the programs
 
 
-def train_main(argv: Sequence[str] | None = None) -> int:
-    """Trains a model, then tests it; returns the exit code."""
-    return _run(_train, parse(train_parser(), argv))
-
-
-def test_main(argv: Sequence[str] | None = None) -> int:
-    """Tests a model; returns the exit code."""
-    return _run(_test, parse(test_parser(), argv))
-
-
-def _run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
     """Turns errors that the user can do something about into one message."""
+    close_handlers(logging.getLogger(NAME))
     try:
         code = work(args)
     except torch.OutOfMemoryError as error:
@@ -70,10 +80,12 @@ def _fail(error: BaseException, advice: str = "") -> int:
     if os.environ.get(DEBUG):
         raise error
     where = f" (rank {comm.get_rank()})" if comm.get_world_size() > 1 else ""
-    print(f"error{where}: {error}{advice}", file=sys.stderr, flush=True)
+    message = without_traceback(str(error))
+    print(f"error{where}: {message}{advice}", file=sys.stderr, flush=True)
     logger = logging.getLogger(NAME)
     if logger.handlers:
-        logger.error("%s%s", error, advice, extra=FILE_ONLY)
+        logger.error("%s%s", message, advice, extra=FILE_ONLY)
+        take_back_log(logger)
     return 1
 
 
@@ -99,20 +111,26 @@ class Run(NamedTuple):
     logger: Any
 
 
-def _start(args: argparse.Namespace) -> Run:
+def _start(args: argparse.Namespace, check: Callable[[Any], None] = lambda cfg: None) -> Run:
+    """Reads the config, and makes the output folder once `check` has nothing against it."""
     opts = overrides(args)
-    config_file = args.config_file or config_beside(getattr(args, "ckpt", ""))
+    config_file = config_beside(getattr(args, "ckpt", "")) if args.config_file is None else args.config_file
     cfg = load_config(config_file or None, opts)
+    check(cfg)
     file_keys, command_keys = explicit_keys(config_file or None, opts)
     if args.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     device = resolve_device(cfg.MODEL.DEVICE)
+    require_writable(cfg.OUTPUT_DIR)
     comm.start(device)
     log = Path(cfg.OUTPUT_DIR, "log.txt")
     log_size = log.stat().st_size if log.is_file() else 0
     logger = setup_logger(save_dir=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank())
     logger.info("config %s%s", config_file or "(defaults)", "".join(f" {word}" for word in opts))
     log_lines(logger, _describe_machine(device))
+    wanted, workers = cfg.DATALOADER.NUM_WORKERS, at_most_processors(cfg.DATALOADER.NUM_WORKERS)
+    if workers < wanted:
+        logger.info("DATALOADER.NUM_WORKERS %d: there are %d processors, so that many work", wanted, workers)
     _seed(cfg.SEED)
     return Run(cfg, device, file_keys, command_keys, log_size, logger)
 
@@ -126,10 +144,10 @@ def resolve_device(name: str) -> torch.device:
     local_rank = comm.launched_processes()[2]
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"MODEL.DEVICE: expected auto, cpu or cuda, got {name!r}") from None
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        apple = "; Apple's mps is not supported, take cpu" if name.startswith("mps") else ""
+        raise ValueError(f"MODEL.DEVICE: expected auto, cpu or cuda, got {name!r}{apple}")
+    device = torch.device(name)
     if device.type != "cuda":
         return device
     if not torch.cuda.is_available():
@@ -183,8 +201,10 @@ def _describe_classes(names: Sequence[str]) -> str:
 # ------------------------------------------------------------------------------------------------------- training
 
 
-def _train(args: argparse.Namespace) -> int:
-    run = _start(args)
+def train(args: argparse.Namespace) -> int:
+    """Trains, and tests at the end; returns the exit code."""
+    run = _start(args, check_schedule)
+    _require_start(args, run.cfg)
     reference = load_config(args.config_file or None).SOLVER.IMS_PER_BATCH
     cfg, lines = scale_schedule(run.cfg, run.file_keys, run.command_keys, comm.get_world_size(), reference)
     log_lines(run.logger, lines)
@@ -205,7 +225,8 @@ def _train(args: argparse.Namespace) -> int:
     _begin_files(cfg, run, arguments["iteration"])
     loader.batch_sampler.start_iter = arguments["iteration"]
     if tester is not None:
-        tester.model = step.ema.module if step.ema is not None else model
+        tester.options["class_names"] = loader.dataset.class_names
+        tester.model = _for_test(cfg, step.ema.module if step.ema is not None else model)
     return _train_and_test(cfg, run, loader, step, scheduler, checkpointer, arguments, tester)
 
 
@@ -220,13 +241,18 @@ def _training_data(cfg: Any, run: Run) -> tuple[Any, Any]:
     cfg = _with_classes(cfg, key, len(names), run)
     cfg, lines = schedule_from_epochs(cfg, run.command_keys, len(loader.dataset))
     log_lines(run.logger, lines)
+    run.logger.info("%s", describe_length(cfg, len(loader.dataset)))
+    if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:
+        said = "SOLVER.WARMUP_ITERS %d is not below SOLVER.MAX_ITER %d: the learning rate never gets to SOLVER.BASE_LR"
+        run.logger.warning(said, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER)
     loader.batch_sampler.num_iterations = cfg.SOLVER.MAX_ITER
     return cfg, loader
 
 
 def _make_loader(cfg: Any, device: torch.device, is_train: bool) -> Any:
     # Memory is pinned for a GPU, which "auto" does not tell.
-    return make_data_loader(changed(cfg, {"MODEL.DEVICE": str(device)})[0], is_train, comm.get_world_size() > 1)
+    ours = {"MODEL.DEVICE": str(device), "DATALOADER.NUM_WORKERS": at_most_processors(cfg.DATALOADER.NUM_WORKERS)}
+    return make_data_loader(changed(cfg, ours)[0], is_train, comm.get_world_size() > 1)
 
 
 def _with_classes(cfg: Any, key: str, count: int, run: Run) -> Any:
@@ -247,13 +273,22 @@ def _make_model(cfg: Any, run: Run) -> nn.Module:
     return model
 
 
+def _resume_file(args: argparse.Namespace, cfg: Any) -> str:
+    """The checkpoint that the run goes on from; "" where it starts anew."""
+    named = "" if args.resume == "auto" else args.resume
+    return named or ("" if args.weights else last_checkpoint(cfg.OUTPUT_DIR))
+
+
+def _require_start(args: argparse.Namespace, cfg: Any) -> None:
+    """Finds out before the data is read that what the run starts from is missing."""
+    require_weights(_resume_file(args, cfg) or cfg.MODEL.WEIGHT, cfg.PATHS_CATALOG)
+
+
 def _start_weights(args: argparse.Namespace, cfg: Any, checkpointer: DetectronCheckpointer, logger: Any) -> dict[str, Any] | None:
     """Decides what the run starts from, and says so: the state of an earlier run is returned, weights are loaded."""
-    path = "" if args.resume == "auto" else args.resume
+    path = _resume_file(args, cfg)
     if args.resume == "auto" and not checkpointer.has_checkpoint():
         logger.info("--resume: no checkpoint in %s yet", cfg.OUTPUT_DIR)
-    if not path and not args.weights and checkpointer.has_checkpoint():
-        path = checkpointer.get_checkpoint_file()
     if path:
         saved = read_checkpoint(path)
         other = "" if args.resume else "; for a new run give --weights, or another --output"
@@ -327,31 +362,6 @@ def _train_and_test(
     return 0 if finished else 128 + (stop.signal or signal.SIGTERM)
 
 
-class StopRequest:
-    """Turns the first SIGTERM or Ctrl-C into a wish that the loop can see; a second Ctrl-C ends at once."""
-
-    def __init__(self) -> None:
-        self.signal = 0
-
-    def __enter__(self) -> StopRequest:
-        # Python lets only its main thread listen to signals.
-        numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
-        self._before = {number: signal.signal(number, self._note) for number in numbers}
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: Any) -> None:
-        if self.signal and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = number
-
-    def __call__(self) -> bool:
-        return self.signal != 0
-
-
 # ------------------------------------------------------------------------------------------------------- testing
 
 
@@ -379,26 +389,49 @@ def _make_tester(cfg: Any, run: Run) -> Tester | None:
     return Tester(names, _make_loader(cfg, run.device, is_train=False), cfg.OUTPUT_DIR, expected, options)
 
 
-def _test(args: argparse.Namespace) -> int:
+def _for_test(cfg: Any, model: nn.Module) -> nn.Module:
+    """The model as it is tested: looking several times at each image where the config asks for that."""
+    aug = cfg.TEST.BBOX_AUG
+    return TestTimeAugmentation(model, make_passes(len(aug.SCALES), aug.H_FLIP, aug.SCALE_H_FLIP)) if aug.ENABLED else model
+
+
+def test(args: argparse.Namespace) -> int:
+    """Tests; returns the exit code."""
     run = _start(args)
     cfg, key = run.cfg, _classes_key(run.cfg)
     weights = find_weights(_weights_to_test(args.ckpt, cfg), cfg.PATHS_CATALOG, run.logger)
     known = describe_checkpoint(weights).get("class_names", ())
     if known and key not in run.file_keys | run.command_keys:
         cfg = changed(cfg, {key: len(known)})[0]
-    tester = _make_tester(cfg, run)
+    # Classes that are told apart by name need not have the numbers of the model.
+    tester = _make_tester(changed(cfg, {key: 0})[0] if known else cfg, run)
     if tester is None:
         raise ValueError("nothing to test on: give --data FOLDER, or set DATASETS.TEST")
     names = tester.loaders[0].dataset.class_names
-    if known and tuple(known) != tuple(names):
-        both = (_describe_classes(known), _describe_classes(names))
-        run.logger.warning("the weights know %s; the data has %s: labels are compared by number", *both)
-    cfg = _with_classes(cfg, key, len(names), run)
-    tester.model = _make_model(cfg, run)
-    DetectronCheckpointer(cfg, tester.model, save_to_disk=False).load_weights(weights)
+    if known and not tester.options["box_only"]:
+        _match_classes(weights, known, tester, run)
+    cfg = _with_classes(cfg, key, len(known or names), run)
+    model = _make_model(cfg, run)
+    DetectronCheckpointer(cfg, model, save_to_disk=False).load_weights(weights)
+    tester.model = _for_test(cfg, model)
     tester()
     tester.require_expected()
     return 0
+
+
+def _match_classes(weights: str, known: Sequence[str], tester: Tester, run: Run) -> None:
+    """Has the labels of the weights become those of each data set by name, which must all be known."""
+    tester.options["class_names"] = known
+    for loader in tester.loaders:
+        names = loader.dataset.class_names
+        both = (_describe_classes(known), _describe_classes(names))
+        if not set(names[1:]) <= set(known[1:]):
+            raise ValueError(
+                f"{weights} knows {both[0]}; the data has {both[1]}. Test on the data that the weights were trained on, "
+                f"or train on this data first, beginning with them: --weights {weights}"
+            )
+        if tuple(known) != tuple(names):
+            run.logger.info("the weights know %s; the data has %s: matched by name", *both)
 
 
 def _weights_to_test(named: str, cfg: Any) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from maskrcnn_bench.structures.bounding_box import BoxList
 
+from .cityscapes import evaluate_cityscapes
 from .coco import MaskRule, coco_results, evaluate_coco, flatten, ground_truth
 from .diagnose import LOW_AP, diagnose
 from .evaluators import FlatDetections, choose_evaluator
@@ -32,7 +33,8 @@ def evaluate(
 ) -> dict:
     """Evaluates the predictions of a data set, logs tables, and writes the files of `results.write_results`.
 
-    COCO's numbers come out for every data set, and "voc" besides for one whose `get_groundtruth(i)` knows difficult objects.
+    COCO's numbers come out for every data set; "voc" besides for one whose `get_groundtruth(i)` knows difficult objects, and
+    "cityscapes" for one whose `void_pixels(i)` knows what is not evaluated.
 
     Args:
         dataset: what it must offer is said at the head of `coco.py`.
@@ -62,6 +64,8 @@ def evaluate(
         results[iou_type], results["per_class"][iou_type] = evaluate_coco(truth, detections, iou_type, name, max_detections)
     if _knows_difficult(dataset):
         results["voc"], results["per_class"]["voc"] = evaluate_voc(dataset, predictions)
+    if "segm" in results and hasattr(dataset, "void_pixels"):
+        results["cityscapes"], results["per_class"]["cityscapes"] = evaluate_cityscapes(truth, detections, dataset.void_pixels)
     _add_diagnosis(results, truth, detections)
     return _finish(results, output_folder, {task: coco_results(detections, task) for task in iou_types if task in results})
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-TASKS = ("bbox", "segm", "keypoints", "voc", "box_proposal")
+TASKS = ("bbox", "segm", "keypoints", "voc", "cityscapes", "box_proposal")
 
 
 def format_results(results: dict, max_classes: int = 100) -> str:

@@ -1,7 +1,21 @@
 """Operators and small layers; importing this package makes `torch.ops.maskrcnn_bench` exist."""
 
+from .deform_psroi_pool import DeformPSROIPool
 from .mask_targets import bitmap_targets, polygon_targets
 from .nms import batched_nms_keep, nms
 from .roi_align import ROIAlign, roi_align
+from .roi_pool import ROIPool
+from .sigmoid_focal_loss import SigmoidFocalLoss, sigmoid_focal_loss
 
-__all__ = ["ROIAlign", "batched_nms_keep", "bitmap_targets", "nms", "polygon_targets", "roi_align"]
+__all__ = [
+    "DeformPSROIPool",
+    "ROIAlign",
+    "ROIPool",
+    "SigmoidFocalLoss",
+    "batched_nms_keep",
+    "bitmap_targets",
+    "nms",
+    "polygon_targets",
+    "roi_align",
+    "sigmoid_focal_loss",
+]

@@ -28,6 +28,7 @@ SCHEMAS = (
     "polygon_targets(Tensor vertices, Tensor ring_offsets, Tensor object_offsets, Tensor frames, "
     "Tensor object_inds, int resolution) -> Tensor",
     "bitmap_targets(Tensor bitmaps, Tensor geometry, Tensor boxes, Tensor object_inds, int resolution) -> Tensor",
+    "mask_rle(Tensor probs, Tensor boxes, int height, int width, float threshold, str rule, int padding, bool fused) -> str[]",
 )
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 _replacements: dict[str, dict[str, Callable]] = {}
@@ -59,7 +60,7 @@ def load() -> str:
         raise ValueError(f"MASKRCNN_BENCH_OPS: expected one of {', '.join(CHOICES)} or nothing, got {forced!r}")
     if forced == "csrc" or (not forced and sys.platform.startswith("linux")):
         try:
-            torch.ops.load_library(str(_prebuilt() or _build.cached_library(_print)))
+            torch.ops.load_library(str(_with_cuda() or _prebuilt() or _build.cached_library(_print)))
             return "csrc"
         except (_build.BuildError, OSError) as error:
             if forced:
@@ -68,6 +69,18 @@ def load() -> str:
     else:
         reason = f"MASKRCNN_BENCH_OPS={forced}" if forced else f"csrc/ is not compiled on {sys.platform} unless asked"
     return _define_schemas(forced, reason)
+
+
+def _with_cuda() -> Path | None:
+    """The library with kernels for the GPUs in sight; None without a GPU, or when they can't be compiled (which is said)."""
+    architectures = _build.visible_architectures()
+    if not architectures:
+        return None
+    try:
+        return _build.cached_library(_print, _build.find_cuda(architectures))
+    except _build.BuildError as error:
+        say(f"CUDA tensors run on torchvision's and torch's operators, slower than the compiled kernels: {error}")
+        return None
 
 
 def _prebuilt() -> Path | None:
@@ -102,9 +115,11 @@ def _has_torchvision() -> bool:
     return hasattr(torchvision.ops, "nms")
 
 
-def implementation(op_name: str) -> str:
-    """What runs an operator on the CPU: "csrc", "torchvision", "torch", or "pycocotools" (polygon_targets only)."""
-    return "csrc" if load() == "csrc" else _replacement(op_name)
+def implementation(op_name: str, device: str = "cpu") -> str:
+    """What runs an operator on a device ("cpu" or "cuda"): "csrc", "torchvision", "torch", or (polygon_targets) "pycocotools"."""
+    key = {"cpu": "CPU", "cuda": "CUDA"}[device]
+    compiled = load() == "csrc" and torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{op_name}", key)
+    return "csrc" if compiled else _replacement(op_name)
 
 
 @cache

@@ -29,10 +29,23 @@ class FrozenBatchNorm2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         bias = self.bias - self.running_mean * scale
-        return x * scale.to(x.dtype).view(1, -1, 1, 1) + bias.to(x.dtype).view(1, -1, 1, 1)
+        # One pass over x instead of two.
+        return torch.addcmul(bias.to(x.dtype).view(1, -1, 1, 1), x, scale.to(x.dtype).view(1, -1, 1, 1))
 
     def extra_repr(self) -> str:
         return f"{self.weight.numel()}, eps={self.eps}"
+
+
+class FixedStatisticsBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm whose statistics are constants while its weights and biases learn, as in mmdetection's `norm_eval`."""
+
+    def __init__(self, num_features: int, eps: float = 1e-5):
+        super().__init__(num_features, eps)
+        self.training = False
+
+    def train(self, mode: bool = True) -> FixedStatisticsBatchNorm2d:
+        """Stays in evaluation mode."""
+        return super().train(False)
 
 
 def group_norm(num_channels: int, num_groups: int = 32, channels_per_group: int = -1, eps: float = 1e-5) -> nn.GroupNorm:
@@ -79,3 +92,34 @@ def init_normal(layer: nn.Module, std: float) -> nn.Module:
     nn.init.normal_(layer.weight, std=std)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def fold_norms(module: nn.Module) -> nn.Module:
+    """Merges every norm with constant statistics into the convolution before it, in place; for inference only.
+
+    Pairs are `convN` with `bnN`, and neighbours in a Sequential. The result computes the same up to rounding.
+    """
+    for parent in list(module.modules()):
+        children = dict(parent.named_children())
+        pairs = [(name, name.replace("conv", "bn", 1)) for name in children if name.startswith("conv")]
+        if isinstance(parent, nn.Sequential):
+            names = list(children)
+            pairs = list(zip(names, names[1:], strict=False))
+        for first, second in pairs:
+            if isinstance(children.get(first), nn.Conv2d) and isinstance(children.get(second), (FrozenBatchNorm2d, nn.BatchNorm2d)):
+                setattr(parent, first, _folded(children[first], children[second]))
+                setattr(parent, second, nn.Identity())
+    return module
+
+
+@torch.no_grad()
+def _folded(layer: nn.Conv2d, norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> nn.Conv2d:
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    out = nn.Conv2d(
+        *(layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups),
+        device="meta",
+    )
+    out.weight = nn.Parameter(layer.weight * scale.view(-1, 1, 1, 1), requires_grad=False)
+    before = layer.bias if layer.bias is not None else 0.0
+    out.bias = nn.Parameter((before - norm.running_mean) * scale + norm.bias, requires_grad=False)
+    return out

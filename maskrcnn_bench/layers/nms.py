@@ -13,6 +13,22 @@ from . import _ops
 _BLOCK = 256  # boxes whose overlaps with all later ones the plain implementation holds at once
 
 
+def move_apart(boxes: Tensor, valid: Tensor) -> Tensor:
+    """Boxes of each group beyond all boxes of the groups before it, as implementations do that suppress all groups in one list.
+
+    The distance rounds coordinates, which decides between boxes that overlap by almost the threshold.
+
+    Args:
+        boxes: xyxy, of at least 0. [N, G, R, 4]
+        valid: which are in use. [N, G, R]
+    Returns:
+        [N, G, R, 4]
+    """
+    step = torch.where(valid[..., None], boxes, 0.0).amax(dim=(1, 2, 3)) + 1
+    group = torch.arange(boxes.shape[1], device=boxes.device, dtype=boxes.dtype)
+    return boxes + (group * step[:, None])[:, :, None, None]
+
+
 def batched_nms_keep(boxes: Tensor, scores: Tensor, valid: Tensor, threshold: float, pixel: float, max_keep: int = -1) -> Tensor:
     """Suppresses within each row; fixed shapes, no wait for the device.
 

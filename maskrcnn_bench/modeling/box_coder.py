@@ -43,7 +43,7 @@ class BoxCoder:
         return torch.stack([wx * dxy[..., 0], wy * dxy[..., 1], ww * dwh[..., 0], wh * dwh[..., 1]], dim=-1)
 
     def decode(self, codes: Tensor, references: Tensor) -> Tensor:
-        """The boxes that a network means; float32 whatever comes in.
+        """The boxes that a network means; float32 at least.
 
         Args:
             codes: (dx, dy, dw, dh) for each class, times `weights`. [..., 4K]
@@ -51,8 +51,8 @@ class BoxCoder:
         Returns:
             One box a class, xyxy, same pixels, not clipped to the image. [..., 4K]
         """
-        codes = codes.float().unflatten(-1, (-1, 4))
-        centre, size = self._centre_and_size(references.float())
+        codes = (codes if codes.dtype == torch.float64 else codes.float()).unflatten(-1, (-1, 4))
+        centre, size = self._centre_and_size(references.to(codes.dtype))
         wx, wy, ww, wh = self.weights
         width, height = size[..., None, 0], size[..., None, 1]
         lowest, highest = self.log_size_range

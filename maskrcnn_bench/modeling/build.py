@@ -13,12 +13,17 @@ from typing import Any
 from torch import nn
 
 from ..config.dialect import Dialect, get_dialect
-from ..layers.blocks import FrozenBatchNorm2d, NormFactory, conv, group_norm
-from . import registry
-from .backbone.fpn import FPN, LastLevelMaxPool
+from ..layers.blocks import FixedStatisticsBatchNorm2d, FrozenBatchNorm2d, NormFactory, conv, group_norm
+from ..layers.masked_norm import MaskedBatchNorm2d
+from . import pooler_types, registry
+from .backbone.fbnet import FBNetBuilder, FBNetROIHead, FBNetRPNHead, FBNetTrunk, architecture
+from .backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
 from .backbone.resnet import ResNet, ResNetHead, StageBuilder
+from .backbone.timm import TimmBody
+from .backbone.vgg import VGG16, VGGFeatureExtractor
 from .box_coder import BoxCoder
 from .detector import GeneralizedRCNN, Normalizer
+from .losses import RegressionLoss
 from .matcher import Matcher
 from .poolers import Pooler
 from .roi_heads.box_head import (
@@ -31,11 +36,15 @@ from .roi_heads.box_head import (
     ROIBoxHead,
     XConvFeatureExtractor,
 )
+from .roi_heads.cascade import CascadeBoxHead
+from .roi_heads.keypoint_head import KEYPOINT_RESULTS, KeypointFeatureExtractor, KeypointLoss, KeypointPredictor, ROIKeypointHead
 from .roi_heads.mask_head import MASK_TARGETS, MaskConv1x1Predictor, MaskDeconvPredictor, MaskFPNFeatureExtractor, MaskLoss, ROIMaskHead
 from .roi_heads.roi_heads import CombinedROIHeads
 from .rpn.anchor_generator import AnchorGenerator
+from .rpn.retinanet import NORMALIZERS, RetinaNetHead, RetinaNetLoss, RetinaNetModule, RetinaNetSelector
 from .rpn.rpn import ProposalSelector, RPNHead, RPNLoss, RPNModule
-from .sampler import BalancedSampler
+from .rpn.two_way_head import TwoWayRPNHead
+from .sampler import BalancedSampler, ReplacementSampler
 
 
 def _dialect(cfg: Any) -> Dialect:
@@ -53,8 +62,8 @@ def build_generalized_rcnn(cfg: Any) -> GeneralizedRCNN:
     return GeneralizedRCNN(
         normalizer=Normalizer(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD, cfg.INPUT.TO_BGR255),
         backbone=backbone,
-        rpn=build_rpn(cfg, backbone.out_channels),
-        roi_heads=None if cfg.MODEL.RPN_ONLY else build_roi_heads(cfg, backbone.out_channels),
+        rpn=(build_retinanet if cfg.MODEL.RETINANET_ON else build_rpn)(cfg, backbone.out_channels),
+        roi_heads=None if cfg.MODEL.RPN_ONLY or cfg.MODEL.RETINANET_ON else build_roi_heads(cfg, backbone.out_channels),
         size_divisible=cfg.DATALOADER.SIZE_DIVISIBILITY,
     )
 
@@ -72,6 +81,7 @@ def make_norm(cfg: Any) -> NormFactory:
     name = cfg.MODEL.RESNETS.NORM or ("GN" if cfg.MODEL.RESNETS.TRANS_FUNC.endswith("GN") else "FrozenBN")
     norms: dict[str, NormFactory] = {
         "FrozenBN": partial(FrozenBatchNorm2d, eps=_dialect(cfg).frozen_norm_eps),
+        "FixedStatisticsBN": partial(FixedStatisticsBatchNorm2d, eps=_dialect(cfg).frozen_norm_eps),
         "BN": nn.BatchNorm2d,
         "SyncBN": nn.SyncBatchNorm,
         "GN": make_group_norm(cfg),
@@ -81,12 +91,14 @@ def make_norm(cfg: Any) -> NormFactory:
     return norms[name]
 
 
-_RESNET = re.compile(r"R-(\d+)-(C4|C5|FPN)$")
+_RESNET = re.compile(r"R-(\d+)-(C4|C5|FPN|FPN-RETINANET)$")
 
 
 def _backbone_name(cfg: Any) -> str:
     """The registered name: all ResNets share one function a kind, whatever their depth."""
     found = _RESNET.match(cfg.MODEL.BACKBONE.CONV_BODY)
+    if cfg.MODEL.BACKBONE.CONV_BODY.startswith("timm:"):
+        return "timm"
     return f"ResNet-{found[2]}" if found else cfg.MODEL.BACKBONE.CONV_BODY
 
 
@@ -102,6 +114,10 @@ def make_stage_builder(cfg: Any) -> StageBuilder:
         stride_in_1x1=keys.STRIDE_IN_1X1,
         res5_dilation=keys.RES5_DILATION,
         norm=make_norm(cfg),
+        stages_with_dcn=keys.STAGE_WITH_DCN,
+        modulated_dcn=keys.WITH_MODULATED_DCN,
+        deformable_groups=keys.DEFORMABLE_GROUPS,
+        stem_pool_padding=_dialect(cfg).stem_pool_padding,
     )
 
 
@@ -122,13 +138,103 @@ def build_resnet_c5(cfg: Any) -> nn.Module:
     return _single_level_backbone(cfg, 4)
 
 
+@registry.BACKBONES.register("VGG-16")
+def build_vgg16(cfg: Any) -> nn.Module:
+    body = VGG16(cfg.MODEL.RESNETS.STEM_OUT_CHANNELS, cfg.MODEL.BACKBONE.FREEZE_CONV_BODY_AT)
+    backbone = nn.Sequential(OrderedDict(body=body))
+    backbone.out_channels = body.out_channels
+    return backbone
+
+
 @registry.BACKBONES.register("ResNet-FPN")
 def build_resnet_fpn(cfg: Any) -> nn.Module:
-    body = ResNet(make_stage_builder(cfg), (1, 2, 3, 4), cfg.MODEL.BACKBONE.FREEZE_CONV_BODY_AT)
+    return _with_fpn(cfg, ResNet(make_stage_builder(cfg), (1, 2, 3, 4), cfg.MODEL.BACKBONE.FREEZE_CONV_BODY_AT))
+
+
+@registry.BACKBONES.register("timm")
+def build_timm_fpn(cfg: Any) -> nn.Module:
+    keys = cfg.MODEL.BACKBONE
+    return _with_fpn(cfg, TimmBody(keys.CONV_BODY.removeprefix("timm:"), keys.TIMM_WEIGHT, keys.FREEZE_CONV_BODY_AT))
+
+
+def _with_fpn(cfg: Any, body: nn.Module) -> nn.Module:
     out_channels = cfg.MODEL.RESNETS.BACKBONE_OUT_CHANNELS
     norm = make_group_norm(cfg) if cfg.MODEL.FPN.USE_GN else None
     make_conv = partial(conv, norm=norm, relu=cfg.MODEL.FPN.USE_RELU)
     fpn = FPN(body.out_channels_of_stages, out_channels, make_conv, LastLevelMaxPool())
+    backbone = nn.Sequential(OrderedDict(body=body, fpn=fpn))
+    backbone.out_channels = out_channels
+    return backbone
+
+
+# FBNet: trunk, RPN head and RoI heads from one table
+
+
+def make_fbnet_builder(cfg: Any, norm_name: str = "") -> FBNetBuilder:
+    keys = cfg.MODEL.FBNET
+    norms: dict[str, NormFactory | None] = {
+        "bn": MaskedBatchNorm2d,
+        "af": partial(FrozenBatchNorm2d, eps=_dialect(cfg).frozen_norm_eps),
+        "gn": make_group_norm(cfg),
+        "": None,
+    }
+    name = norm_name or keys.BN_TYPE
+    if name not in norms:
+        raise ValueError(f"MODEL.FBNET.BN_TYPE: expected one of {sorted(norms)}, got {name!r}")
+    return FBNetBuilder(
+        architecture=architecture(keys.ARCH, keys.ARCH_DEF),
+        norm=norms[name],
+        scale=keys.SCALE_FACTOR,
+        divisor=keys.WIDTH_DIVISOR,
+        depthwise_norm=not keys.DW_CONV_SKIP_BN,
+        depthwise_relu=not keys.DW_CONV_SKIP_RELU,
+    )
+
+
+@registry.BACKBONES.register("FBNet")
+def build_fbnet(cfg: Any) -> nn.Module:
+    body = FBNetTrunk(make_fbnet_builder(cfg))
+    backbone = nn.Sequential(OrderedDict(body=body))
+    backbone.out_channels = body.out_channels
+    return backbone
+
+
+@registry.RPN_HEADS.register("FBNet.rpn_head")
+def build_fbnet_rpn_head(cfg: Any, in_channels: int, num_anchors: int) -> FBNetRPNHead:
+    keys = cfg.MODEL.FBNET
+    return FBNetRPNHead(make_fbnet_builder(cfg, keys.RPN_BN_TYPE), in_channels, num_anchors, keys.RPN_HEAD_BLOCKS)
+
+
+@registry.ROI_BOX_FEATURE_EXTRACTORS.register("FBNet.roi_head")
+def build_fbnet_box_extractor(cfg: Any, in_channels: int) -> FBNetROIHead:
+    keys, pooler = cfg.MODEL.FBNET, make_pooler(cfg, cfg.MODEL.ROI_BOX_HEAD, in_channels)
+    blocks, stride, last_scale = keys.DET_HEAD_BLOCKS, keys.DET_HEAD_STRIDE, keys.DET_HEAD_LAST_SCALE
+    return FBNetROIHead(pooler, make_fbnet_builder(cfg), in_channels, "bbox", blocks, stride, last_scale)
+
+
+@registry.ROI_MASK_FEATURE_EXTRACTORS.register("FBNet.roi_head_mask")
+def build_fbnet_mask_extractor(cfg: Any, in_channels: int) -> FBNetROIHead:
+    keys, pooler = cfg.MODEL.FBNET, make_pooler(cfg, cfg.MODEL.ROI_MASK_HEAD, in_channels)
+    blocks, stride, last_scale = keys.MASK_HEAD_BLOCKS, keys.MASK_HEAD_STRIDE, keys.MASK_HEAD_LAST_SCALE
+    return FBNetROIHead(pooler, make_fbnet_builder(cfg), in_channels, "mask", blocks, stride, last_scale)
+
+
+@registry.ROI_KEYPOINT_FEATURE_EXTRACTORS.register("FBNet.roi_head_keypoints")
+def build_fbnet_keypoint_extractor(cfg: Any, in_channels: int) -> FBNetROIHead:
+    keys, pooler = cfg.MODEL.FBNET, make_pooler(cfg, cfg.MODEL.ROI_KEYPOINT_HEAD)
+    blocks, stride, last_scale = keys.KPTS_HEAD_BLOCKS, keys.KPTS_HEAD_STRIDE, keys.KPTS_HEAD_LAST_SCALE
+    return FBNetROIHead(pooler, make_fbnet_builder(cfg), in_channels, "kpts", blocks, stride, last_scale)
+
+
+@registry.BACKBONES.register("ResNet-FPN-RETINANET")
+def build_resnet_fpn_retinanet(cfg: Any) -> nn.Module:
+    body = ResNet(make_stage_builder(cfg), (2, 3, 4), cfg.MODEL.BACKBONE.FREEZE_CONV_BODY_AT)
+    out_channels, use_c5 = cfg.MODEL.RESNETS.BACKBONE_OUT_CHANNELS, cfg.MODEL.RETINANET.USE_C5
+    norm = make_group_norm(cfg) if cfg.MODEL.FPN.USE_GN else None
+    make_conv = partial(conv, norm=norm, relu=cfg.MODEL.FPN.USE_RELU)
+    top_channels = body.out_channels_of_stages[-1] if use_c5 else out_channels
+    top = LastLevelP6P7(top_channels, out_channels, use_c5, _dialect(cfg).top_relu)
+    fpn = FPN(body.out_channels_of_stages, out_channels, make_conv, top, first=2)
     backbone = nn.Sequential(OrderedDict(body=body, fpn=fpn))
     backbone.out_channels = out_channels
     return backbone
@@ -142,6 +248,11 @@ def build_single_conv_rpn_head(cfg: Any, in_channels: int, num_anchors: int) -> 
     return RPNHead(in_channels, num_anchors, cfg.MODEL.RPN.CONV_CHANNELS or in_channels)
 
 
+@registry.RPN_HEADS.register("TwoWayRPNHead")
+def build_two_way_rpn_head(cfg: Any, in_channels: int, num_anchors: int) -> TwoWayRPNHead:
+    return TwoWayRPNHead(in_channels, num_anchors, cfg.MODEL.RPN.CONV_CHANNELS or in_channels)
+
+
 def make_anchor_generator(cfg: Any) -> AnchorGenerator:
     keys, d = cfg.MODEL.RPN, _dialect(cfg)
     strides = tuple(keys.ANCHOR_STRIDE)
@@ -149,7 +260,9 @@ def make_anchor_generator(cfg: Any) -> AnchorGenerator:
         sizes = tuple(s if isinstance(s, (tuple, list)) else (s,) for s in keys.ANCHOR_SIZES)
     else:
         sizes = (tuple(keys.ANCHOR_SIZES),)
-    return AnchorGenerator(sizes, tuple(keys.ASPECT_RATIOS), strides, d.anchor_rule, d.anchor_order, keys.STRADDLE_THRESH)
+    padding = 0 if d.anchors_of_padding else cfg.DATALOADER.SIZE_DIVISIBILITY
+    ratios, straddle = tuple(keys.ASPECT_RATIOS), keys.STRADDLE_THRESH
+    return AnchorGenerator(sizes, ratios, strides, d.anchor_rule, d.anchor_order, straddle, padding, d.measured_strides)
 
 
 def make_proposal_selector(cfg: Any, box_coder: BoxCoder, train: bool) -> ProposalSelector:
@@ -165,6 +278,8 @@ def make_proposal_selector(cfg: Any, box_coder: BoxCoder, train: bool) -> Propos
         drop_empty=d.drop_empty,
         rank_by=d.rank_by,
         pixel=d.pixel,
+        nms_offset=d.nms_offset,
+        zero_boxes=d.zero_proposals and not train,
     )
 
 
@@ -175,17 +290,23 @@ def _nms_thresh(threshold: float, d: Dialect) -> float:
     return float(np.nextafter(np.float32(threshold), np.float32(-1))) if d.nms_inclusive else threshold
 
 
+def _regression_loss(keys: Any, beta: float) -> RegressionLoss:
+    """The loss of the boxes that one part of the configuration describes; `beta` where it leaves that open."""
+    return RegressionLoss(keys.BOX_REG_LOSS, keys.SMOOTH_L1_BETA if keys.SMOOTH_L1_BETA >= 0 else beta, keys.BOX_REG_LOSS_WEIGHT)
+
+
 def build_rpn(cfg: Any, in_channels: int) -> RPNModule:
     keys, d = cfg.MODEL.RPN, _dialect(cfg)
     anchor_generator = make_anchor_generator(cfg)
     box_coder = _box_coder(cfg, (1.0, 1.0, 1.0, 1.0))
     loss = RPNLoss(
-        matcher=Matcher(keys.FG_IOU_THRESHOLD, keys.BG_IOU_THRESHOLD, allow_low_quality_matches=True),
+        matcher=Matcher(keys.FG_IOU_THRESHOLD, keys.BG_IOU_THRESHOLD, True, d.low_quality_overlap, d.low_quality_to_best),
         sampler=BalancedSampler(keys.BATCH_SIZE_PER_IMAGE, keys.POSITIVE_FRACTION, "rpn"),
         box_coder=box_coder,
         normalizer=d.rpn_normalizer,
-        beta=d.rpn_beta,
+        box_loss=_regression_loss(keys, d.rpn_beta),
         pixel=d.pixel,
+        only_visible_compete=d.only_visible_compete,
     )
     return RPNModule(
         anchor_generator=anchor_generator,
@@ -196,20 +317,60 @@ def build_rpn(cfg: Any, in_channels: int) -> RPNModule:
     )
 
 
+# RetinaNet
+
+
+def make_retinanet_anchor_generator(cfg: Any) -> AnchorGenerator:
+    keys, d = cfg.MODEL.RETINANET, _dialect(cfg)
+    octaves = [keys.OCTAVE ** (i / keys.SCALES_PER_OCTAVE) for i in range(keys.SCALES_PER_OCTAVE)]
+    sizes = tuple(tuple(int(size * f) if d.truncate_octaves else size * f for f in octaves) for size in keys.ANCHOR_SIZES)
+    ratios, strides = tuple(keys.ASPECT_RATIOS), tuple(keys.ANCHOR_STRIDES)
+    padding = 0 if d.anchors_of_padding else cfg.DATALOADER.SIZE_DIVISIBILITY
+    # No STRADDLE_THRESH: the original reads it and then trains anchors wherever they lie.
+    return AnchorGenerator(sizes, ratios, strides, d.anchor_rule, d.anchor_order, -1, padding, d.measured_strides)
+
+
+def build_retinanet(cfg: Any, in_channels: int) -> RetinaNetModule:
+    keys, d = cfg.MODEL.RETINANET, _dialect(cfg)
+    anchor_generator = make_retinanet_anchor_generator(cfg)
+    box_coder = _box_coder(cfg, d.retinanet_weights)
+    num_anchors, num_outputs = anchor_generator.num_anchors_per_location()[0], keys.NUM_CLASSES - d.retinanet_first_label
+    norm = make_group_norm(cfg) if keys.USE_GN else None
+    selector = RetinaNetSelector(
+        box_coder=box_coder,
+        first_label=d.retinanet_first_label,
+        score_thresh=keys.INFERENCE_TH,
+        pre_nms_top_n=keys.PRE_NMS_TOP_N,
+        nms_thresh=_nms_thresh(keys.NMS_TH, d),
+        detections_per_img=cfg.TEST.DETECTIONS_PER_IMG,
+        ties=d.detection_ties,
+        clip=d.retinanet_clip,
+        drop_empty=d.drop_empty,
+        pixel=d.pixel,
+    )
+    loss = RetinaNetLoss(
+        matcher=Matcher(keys.FG_IOU_THRESHOLD, keys.BG_IOU_THRESHOLD, True, to_best_object=d.low_quality_to_best),
+        box_coder=box_coder,
+        first_label=d.retinanet_first_label,
+        gamma=keys.LOSS_GAMMA,
+        alpha=keys.LOSS_ALPHA,
+        box_loss=RegressionLoss(keys.BOX_REG_LOSS, keys.BBOX_REG_BETA),
+        box_divisor=keys.BBOX_REG_WEIGHT,
+        pixel=d.pixel,
+    )
+    head = RetinaNetHead(in_channels, num_anchors, num_outputs, keys.NUM_CONVS, keys.PRIOR_PROB, norm)
+    return RetinaNetModule(anchor_generator, head, selector, loss, NORMALIZERS[d.retinanet_normalizer]())
+
+
 # RoI heads
 
 
-def make_pooler(cfg: Any, keys: Any) -> Pooler:
-    """The pooler of one head; `keys` is its part of the configuration."""
+def make_pooler(cfg: Any, keys: Any, in_channels: int, kind: str = "") -> Pooler:
+    """The pooler of one head for features of `in_channels`; `keys` is its part of the configuration, `kind` another POOLER_TYPE."""
     d = _dialect(cfg)
-    return Pooler(
-        output_size=keys.POOLER_RESOLUTION,
-        scales=tuple(keys.POOLER_SCALES),
-        sampling_ratio=keys.POOLER_SAMPLING_RATIO,
-        shift=d.roi_shift,
-        min_size=d.roi_min_size,
-        level_epsilon=d.level_epsilon,
-    )
+    scales = tuple(keys.POOLER_SCALES)
+    rule = (keys.POOLER_RESOLUTION, scales, keys.POOLER_SAMPLING_RATIO, d.roi_shift, d.roi_min_size, d.level_epsilon)
+    return pooler_types.make_pooler(kind or keys.POOLER_TYPE, rule, in_channels)
 
 
 def _head_norm(cfg: Any, keys: Any) -> NormFactory | None:
@@ -218,20 +379,26 @@ def _head_norm(cfg: Any, keys: Any) -> NormFactory | None:
 
 @registry.ROI_BOX_FEATURE_EXTRACTORS.register("ResNet50Conv5ROIFeatureExtractor")
 def build_conv5_extractor(cfg: Any, in_channels: int) -> Conv5FeatureExtractor:
-    return Conv5FeatureExtractor(make_pooler(cfg, cfg.MODEL.ROI_BOX_HEAD), ResNetHead(make_stage_builder(cfg)))
+    return Conv5FeatureExtractor(make_pooler(cfg, cfg.MODEL.ROI_BOX_HEAD, in_channels), ResNetHead(make_stage_builder(cfg)))
+
+
+@registry.ROI_BOX_FEATURE_EXTRACTORS.register("VGGFeatureExtractor")
+def build_vgg_extractor(cfg: Any, in_channels: int) -> VGGFeatureExtractor:
+    keys = cfg.MODEL.ROI_BOX_HEAD
+    return VGGFeatureExtractor(make_pooler(cfg, keys, in_channels), in_channels, keys.MLP_HEAD_DIM)
 
 
 @registry.ROI_BOX_FEATURE_EXTRACTORS.register("FPN2MLPFeatureExtractor")
 def build_mlp_extractor(cfg: Any, in_channels: int) -> MLPFeatureExtractor:
     keys = cfg.MODEL.ROI_BOX_HEAD
-    return MLPFeatureExtractor(make_pooler(cfg, keys), in_channels, keys.MLP_HEAD_DIM, _head_norm(cfg, keys))
+    return MLPFeatureExtractor(make_pooler(cfg, keys, in_channels), in_channels, keys.MLP_HEAD_DIM, _head_norm(cfg, keys))
 
 
 @registry.ROI_BOX_FEATURE_EXTRACTORS.register("FPNXconv1fcFeatureExtractor")
 def build_xconv_extractor(cfg: Any, in_channels: int) -> XConvFeatureExtractor:
     keys = cfg.MODEL.ROI_BOX_HEAD
     norm = _head_norm(cfg, keys)
-    pooler = make_pooler(cfg, keys)
+    pooler = make_pooler(cfg, keys, in_channels)
     return XConvFeatureExtractor(pooler, in_channels, keys.CONV_HEAD_DIM, keys.NUM_STACKED_CONVS, keys.DILATION, keys.MLP_HEAD_DIM, norm)
 
 
@@ -244,13 +411,15 @@ def build_box_predictor(cfg: Any, in_channels: int) -> BoxPredictor:
 
 @registry.ROI_MASK_FEATURE_EXTRACTORS.register("ResNet50Conv5ROIFeatureExtractor")
 def build_mask_conv5_extractor(cfg: Any, in_channels: int) -> Conv5FeatureExtractor:
-    return Conv5FeatureExtractor(make_pooler(cfg, cfg.MODEL.ROI_MASK_HEAD), ResNetHead(make_stage_builder(cfg)))
+    return Conv5FeatureExtractor(make_pooler(cfg, cfg.MODEL.ROI_MASK_HEAD, in_channels), ResNetHead(make_stage_builder(cfg)))
 
 
 @registry.ROI_MASK_FEATURE_EXTRACTORS.register("MaskRCNNFPNFeatureExtractor")
 def build_mask_fpn_extractor(cfg: Any, in_channels: int) -> MaskFPNFeatureExtractor:
     keys = cfg.MODEL.ROI_MASK_HEAD
-    return MaskFPNFeatureExtractor(make_pooler(cfg, keys), in_channels, tuple(keys.CONV_LAYERS), keys.DILATION, _head_norm(cfg, keys))
+    return MaskFPNFeatureExtractor(
+        make_pooler(cfg, keys, in_channels), in_channels, tuple(keys.CONV_LAYERS), keys.DILATION, _head_norm(cfg, keys)
+    )
 
 
 @registry.ROI_MASK_PREDICTOR.register("MaskRCNNC4Predictor")
@@ -263,11 +432,29 @@ def build_mask_conv1x1_predictor(cfg: Any, in_channels: int) -> MaskConv1x1Predi
     return MaskConv1x1Predictor(in_channels, cfg.MODEL.ROI_BOX_HEAD.NUM_CLASSES)
 
 
-def build_box_head(cfg: Any, in_channels: int) -> ROIBoxHead:
+_ROI_SAMPLERS = {"once": BalancedSampler, "repeated": ReplacementSampler}
+
+
+def _box_matcher(cfg: Any) -> Matcher:
+    keys = cfg.MODEL.ROI_HEADS
+    high = keys.FG_IOU_THRESHOLD
+    return Matcher(high, keys.BG_IOU_THRESHOLD, keys.MATCH_BEST_PROPOSALS, least_overlap=high, to_best_object=False)
+
+
+@registry.ROI_KEYPOINT_FEATURE_EXTRACTORS.register("KeypointRCNNFeatureExtractor")
+def build_keypoint_extractor(cfg: Any, in_channels: int) -> KeypointFeatureExtractor:
+    keys = cfg.MODEL.ROI_KEYPOINT_HEAD
+    return KeypointFeatureExtractor(make_pooler(cfg, keys, in_channels), in_channels, tuple(keys.CONV_LAYERS))
+
+
+@registry.ROI_KEYPOINT_PREDICTOR.register("KeypointRCNNPredictor")
+def build_keypoint_predictor(cfg: Any, in_channels: int) -> KeypointPredictor:
+    return KeypointPredictor(in_channels, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_CLASSES)
+
+
+def make_detection_selector(cfg: Any, box_coder: BoxCoder) -> DetectionSelector:
     keys, d = cfg.MODEL.ROI_HEADS, _dialect(cfg)
-    box_coder = _box_coder(cfg, keys.BBOX_REG_WEIGHTS)
-    extractor = registry.ROI_BOX_FEATURE_EXTRACTORS[cfg.MODEL.ROI_BOX_HEAD.FEATURE_EXTRACTOR](cfg, in_channels)
-    selector = DetectionSelector(
+    return DetectionSelector(
         box_coder=box_coder,
         score_thresh=keys.SCORE_THRESH,
         nms_thresh=_nms_thresh(keys.NMS, d),
@@ -275,18 +462,53 @@ def build_box_head(cfg: Any, in_channels: int) -> ROIBoxHead:
         ties=d.detection_ties,
         min_size=d.min_detection_size,
         pixel=d.pixel,
+        nms_offset=d.nms_offset,
+        nms_original=d.nms_original,
     )
-    targets = BoxTargets(
-        matcher=Matcher(keys.FG_IOU_THRESHOLD, keys.BG_IOU_THRESHOLD),
-        sampler=BalancedSampler(keys.BATCH_SIZE_PER_IMAGE, keys.POSITIVE_FRACTION, "box"),
-        pixel=d.pixel,
+
+
+def make_box_targets(cfg: Any, matcher: Matcher) -> BoxTargets:
+    keys, d = cfg.MODEL.ROI_HEADS, _dialect(cfg)
+    sampler = _ROI_SAMPLERS[d.roi_sampling](keys.BATCH_SIZE_PER_IMAGE, keys.POSITIVE_FRACTION, "box")
+    return BoxTargets(matcher, sampler, d.pixel)
+
+
+def build_cascade_box_head(cfg: Any, in_channels: int) -> CascadeBoxHead:
+    keys, head, d = cfg.MODEL.ROI_BOX_CASCADE_HEAD, cfg.MODEL.ROI_BOX_HEAD, _dialect(cfg)
+    if len(keys.IOUS) != len(keys.BBOX_REG_WEIGHTS):
+        raise ValueError(
+            f"MODEL.ROI_BOX_CASCADE_HEAD: {len(keys.IOUS)} IOUS need as many BBOX_REG_WEIGHTS, got {len(keys.BBOX_REG_WEIGHTS)}"
+        )
+    if not cfg.MODEL.CLS_AGNOSTIC_BBOX_REG:
+        raise ValueError(
+            "MODEL.ROI_BOX_CASCADE_HEAD: a box goes from stage to stage whatever its class; set MODEL.CLS_AGNOSTIC_BBOX_REG True"
+        )
+    coders = [_box_coder(cfg, weights) for weights in keys.BBOX_REG_WEIGHTS]
+    matchers = [Matcher(iou, iou) for iou in keys.IOUS]
+    extractors = [registry.ROI_BOX_FEATURE_EXTRACTORS[head.FEATURE_EXTRACTOR](cfg, in_channels) for _ in coders]
+    return CascadeBoxHead(
+        feature_extractors=extractors,
+        predictors=[registry.ROI_BOX_PREDICTOR[head.PREDICTOR](cfg, e.out_channels) for e in extractors],
+        targets=make_box_targets(cfg, matchers[0]),
+        matchers=matchers,
+        losses=[BoxLoss(coder, _regression_loss(head, d.box_beta), class_agnostic=True) for coder in coders],
+        selector=make_detection_selector(cfg, coders[-1]),
+        static_shapes=cfg.MODEL.STATIC_SHAPES,
     )
+
+
+def build_box_head(cfg: Any, in_channels: int) -> ROIBoxHead | CascadeBoxHead:
+    if cfg.MODEL.ROI_BOX_CASCADE_HEAD.ENABLED:
+        return build_cascade_box_head(cfg, in_channels)
+    d = _dialect(cfg)
+    box_coder = _box_coder(cfg, cfg.MODEL.ROI_HEADS.BBOX_REG_WEIGHTS)
+    extractor = registry.ROI_BOX_FEATURE_EXTRACTORS[cfg.MODEL.ROI_BOX_HEAD.FEATURE_EXTRACTOR](cfg, in_channels)
     return ROIBoxHead(
         feature_extractor=extractor,
         predictor=registry.ROI_BOX_PREDICTOR[cfg.MODEL.ROI_BOX_HEAD.PREDICTOR](cfg, extractor.out_channels),
-        targets=targets,
-        loss=BoxLoss(box_coder, d.box_beta, cfg.MODEL.CLS_AGNOSTIC_BBOX_REG),
-        selector=selector,
+        targets=make_box_targets(cfg, _box_matcher(cfg)),
+        loss=BoxLoss(box_coder, _regression_loss(cfg.MODEL.ROI_BOX_HEAD, d.box_beta), cfg.MODEL.CLS_AGNOSTIC_BBOX_REG),
+        selector=make_detection_selector(cfg, box_coder),
         static_shapes=cfg.MODEL.STATIC_SHAPES,
     )
 
@@ -304,6 +526,21 @@ def build_mask_head(cfg: Any, in_channels: int, box: ROIBoxHead) -> ROIMaskHead:
     )
 
 
+def build_keypoint_head(cfg: Any, in_channels: int, box: ROIBoxHead) -> ROIKeypointHead:
+    keys, d = cfg.MODEL.ROI_KEYPOINT_HEAD, _dialect(cfg)
+    share = keys.SHARE_BOX_FEATURE_EXTRACTOR
+    extractor = box.feature_extractor if share else registry.ROI_KEYPOINT_FEATURE_EXTRACTORS[keys.FEATURE_EXTRACTOR](cfg, in_channels)
+    return ROIKeypointHead(
+        feature_extractor=extractor,
+        predictor=registry.ROI_KEYPOINT_PREDICTOR[keys.PREDICTOR](cfg, extractor.out_channels),
+        loss=KeypointLoss(keys.RESOLUTION, d.keypoints_in_object),
+        result=KEYPOINT_RESULTS[d.keypoint_score],
+        share_box_features=share,
+        static_shapes=cfg.MODEL.STATIC_SHAPES,
+    )
+
+
 def build_roi_heads(cfg: Any, in_channels: int) -> CombinedROIHeads:
     box = build_box_head(cfg, in_channels)
-    return CombinedROIHeads(box, build_mask_head(cfg, in_channels, box) if cfg.MODEL.MASK_ON else None)
+    mask = build_mask_head(cfg, in_channels, box) if cfg.MODEL.MASK_ON else None
+    return CombinedROIHeads(box, mask, build_keypoint_head(cfg, in_channels, box) if cfg.MODEL.KEYPOINT_ON else None)

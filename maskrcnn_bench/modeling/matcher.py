@@ -16,21 +16,33 @@ class Matcher:
     Args:
         high_threshold: from this overlap on, a box belongs to the object it overlaps most.
         low_threshold: below it, a box is background; between the two it is neither.
-        allow_low_quality_matches: boxes with the largest overlap that an object has with any box, ties included, belong to the object which
-            *they* overlap most, however small that overlap is.
+        allow_low_quality_matches: boxes with the largest overlap that an object has with any box, ties included, belong to an object,
+            however small that overlap is.
+        least_overlap: unless it is smaller than this.
+        to_best_object: such a box belongs to the object which *it* overlaps most; otherwise to the object whose best it is, the last of
+            several.
     """
 
     BELOW_LOW_THRESHOLD = -1
     BETWEEN_THRESHOLDS = -2
 
-    def __init__(self, high_threshold: float, low_threshold: float, allow_low_quality_matches: bool = False):
+    def __init__(
+        self,
+        high_threshold: float,
+        low_threshold: float,
+        allow_low_quality_matches: bool = False,
+        least_overlap: float = 0.0,
+        to_best_object: bool = True,
+    ):
         if low_threshold > high_threshold:
             raise ValueError(f"matcher: the low threshold {low_threshold} is above the high one {high_threshold}")
         self.high_threshold = high_threshold
         self.low_threshold = low_threshold
         self.allow_low_quality_matches = allow_low_quality_matches
+        self.least_overlap = least_overlap
+        self.to_best_object = to_best_object
 
-    def __call__(self, objects: Tensor, valid: Tensor, boxes: Tensor, pixel: int) -> Tensor:
+    def __call__(self, objects: Tensor, valid: Tensor, boxes: Tensor, pixel: int, rivals: Tensor | None = None) -> Tensor:
         """Matches in chunks over the objects, so that memory does not grow with their number.
 
         Args:
@@ -38,6 +50,7 @@ class Matcher:
             valid: which slots of `objects` are in use. [N, M]
             boxes: xyxy, same pixels. [N, A, 4] or, the same for all images, [A, 4]
             pixel: what a width adds to x2 - x1.
+            rivals: boxes among which the best of an object is looked for; None for all. [N, A]
         Returns:
             Index of the object, or BELOW_LOW_THRESHOLD, or BETWEEN_THRESHOLDS. [N, A]
         """
@@ -47,7 +60,8 @@ class Matcher:
         best_of_object = []
         for start in range(0, objects.shape[1], CHUNK):
             iou = self._overlap(objects, valid, boxes, pixel, start)
-            best_of_object.append(iou.amax(dim=1))
+            if self.allow_low_quality_matches:
+                best_of_object.append(_only(rivals, iou).amax(dim=1))
             chunk_best, chunk_inds = iou.max(dim=2)
             better = chunk_best > best
             best = torch.where(better, chunk_best, best)
@@ -56,7 +70,8 @@ class Matcher:
         out = torch.where(best < self.low_threshold, self.BELOW_LOW_THRESHOLD, out)
         if not self.allow_low_quality_matches:
             return out
-        return torch.where(self._holds_a_best(objects, valid, boxes, pixel, best_of_object), matches, out)
+        owner = self._owner(objects, valid, boxes, pixel, best_of_object, rivals)
+        return torch.where(owner >= 0, matches if self.to_best_object else owner, out)
 
     @staticmethod
     def _overlap(objects: Tensor, valid: Tensor, boxes: Tensor, pixel: int, start: int) -> Tensor:
@@ -65,10 +80,19 @@ class Matcher:
         iou = box_iou(boxes, objects[:, part], pixel)
         return torch.where(valid[:, None, part], iou, -1.0)
 
-    def _holds_a_best(self, objects: Tensor, valid: Tensor, boxes: Tensor, pixel: int, best_of_object: list[Tensor]) -> Tensor:
-        """Whether a box has the largest overlap of any object. [N, A]"""
-        out = torch.zeros((len(objects), boxes.shape[-2]), dtype=torch.bool, device=boxes.device)
+    def _owner(
+        self, objects: Tensor, valid: Tensor, boxes: Tensor, pixel: int, best_of_object: list[Tensor], rivals: Tensor | None
+    ) -> Tensor:
+        """The last object that has its largest overlap with a box; -1 for none. [N, A]"""
+        out = torch.full((len(objects), boxes.shape[-2]), -1, device=boxes.device)
         for i, best in enumerate(best_of_object):
-            iou = self._overlap(objects, valid, boxes, pixel, i * CHUNK)
-            out = out | ((iou == best[:, None]) & (iou >= 0)).any(dim=2)
+            iou = _only(rivals, self._overlap(objects, valid, boxes, pixel, i * CHUNK))
+            holds = (iou == best[:, None]) & (iou >= self.least_overlap)
+            number = torch.arange(i * CHUNK, i * CHUNK + iou.shape[2], device=boxes.device)
+            out = torch.maximum(out, torch.where(holds, number, -1).amax(dim=2))
         return out
+
+
+def _only(rivals: Tensor | None, iou: Tensor) -> Tensor:
+    """Overlaps of the rivals, -1 for the others. rivals [N, A], iou [N, A, M]"""
+    return iou if rivals is None else torch.where(rivals[..., None], iou, -1.0)

@@ -23,6 +23,7 @@ class RoIs:
         slots: where each came from, n * P + p. [R]
         shape: (N, P) of the batch they came from.
         pixel: the pixel rule of the boxes.
+        keys: random key of each image, in training. [N]
     """
 
     boxes: Tensor
@@ -31,6 +32,7 @@ class RoIs:
     slots: Tensor
     shape: tuple[int, int]
     pixel: int
+    keys: Tensor | None = None
 
     @classmethod
     def flatten(cls, batch: BoxListBatch, static: bool) -> RoIs:
@@ -73,7 +75,9 @@ class Pooler(nn.Module):
         level_epsilon: added to sqrt(area) / 224 before the logarithm.
     """
 
-    def __init__(self, output_size: int, scales: tuple[float, ...], sampling_ratio: int, shift: float, min_size: float, level_epsilon: float):
+    def __init__(
+        self, output_size: int, scales: tuple[float, ...], sampling_ratio: int, shift: float, min_size: float, level_epsilon: float
+    ):
         super().__init__()
         self.output_size = output_size
         self.scales = [float(s) for s in scales]
@@ -94,8 +98,9 @@ class Pooler(nn.Module):
 
     def forward(self, features: list[Tensor], rois: RoIs) -> Tensor:
         """Pooled features of each RoI. [R, C, output_size, output_size]"""
-        size = self.output_size
-        features = list(features[: len(self.scales)])
-        return roi_align(
-            features, rois.boxes, rois.image_inds, self.levels(rois), self.scales, size, size, self.sampling_ratio, self.shift, self.min_size
-        )
+        return self.pool(list(features[: len(self.scales)]), rois, self.levels(rois))
+
+    def pool(self, features: list[Tensor], rois: RoIs, levels: Tensor) -> Tensor:
+        """What `forward` returns, from one map a scale and the level of each RoI, -1 for slots not in use."""
+        size, rule = self.output_size, (self.sampling_ratio, self.shift, self.min_size)
+        return roi_align(features, rois.boxes, rois.image_inds, levels, self.scales, size, size, *rule)

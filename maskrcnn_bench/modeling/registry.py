@@ -67,3 +67,11 @@ ROI_MASK_FEATURE_EXTRACTORS = Registry(
     "part(cfg, in_channels) -> module; module(features, rois) -> [R, C, h, w]; module.out_channels is C.",
 )
 ROI_MASK_PREDICTOR = Registry("MODEL.ROI_MASK_HEAD.PREDICTOR", "part(cfg, in_channels) -> module; module(x) -> mask logits [R, K, S, S].")
+ROI_KEYPOINT_FEATURE_EXTRACTORS = Registry(
+    "MODEL.ROI_KEYPOINT_HEAD.FEATURE_EXTRACTOR",
+    "part(cfg, in_channels) -> module; module(features, rois) -> [R, C, h, w]; module.out_channels is C.",
+)
+ROI_KEYPOINT_PREDICTOR = Registry(
+    "MODEL.ROI_KEYPOINT_HEAD.PREDICTOR",
+    "part(cfg, in_channels) -> module; module(x) -> a heat map (logits) of each keypoint [R, Kp, S, S].",
+)

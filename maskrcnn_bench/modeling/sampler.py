@@ -68,3 +68,37 @@ def _draw(eligible: Tensor, chance: Tensor, slots: int) -> tuple[Tensor, Tensor]
     """Up to `slots` of the eligible, by largest chance: their indices [N, slots] and how many they are [N, 1]."""
     inds = torch.where(eligible, chance, -1.0).topk(slots, dim=1).indices
     return inds, eligible.sum(dim=1, keepdim=True).clamp(max=slots)
+
+
+class ReplacementSampler(BalancedSampler):
+    """Draws positives up to a quota and fills up with negatives, of which each may come several times (faster-rcnn.pytorch).
+
+    Every slot is in use as long as there is anything to draw; without negatives, positives fill all slots and repeat.
+    """
+
+    def __init__(self, batch_size_per_image: int, positive_fraction: float, stage: str):
+        super().__init__(batch_size_per_image, positive_fraction, stage)
+        self.repeat_stage = stage_number(f"{stage}_repeat")
+
+    def quota(self, candidates: int) -> int:
+        return min(max(round(self.batch_size_per_image * self.positive_fraction), 1), candidates)
+
+    def __call__(self, labels: Tensor, keys: Tensor) -> Samples:
+        candidates, slots = labels.shape[1], self.batch_size_per_image
+        slot = torch.arange(slots, device=labels.device)[None]
+        chance = uniform(keys, self.stage, candidates)
+        positives = torch.where(labels > 0, chance, -1.0).argsort(dim=1, descending=True)
+        negatives = (labels != 0).to(torch.int64).argsort(dim=1, stable=True)
+        num_positives, num_negatives = ((labels > 0).sum(dim=1, keepdim=True), (labels == 0).sum(dim=1, keepdim=True))
+        any_one = uniform(keys, self.repeat_stage, slots)
+        once = slot.clamp(max=candidates - 1).expand(len(labels), -1)
+        positive_place = torch.where(num_negatives > 0, once, _place(any_one, num_positives))
+        drawn = torch.where(num_negatives > 0, num_positives.clamp(max=self.quota(candidates)), num_positives.clamp(max=1) * slots)
+        inds = torch.where(slot < drawn, positives.gather(1, positive_place), negatives.gather(1, _place(any_one, num_negatives)))
+        valid = (num_positives + num_negatives > 0).expand(-1, slots)
+        return Samples(inds, (slot < drawn) & valid, valid)
+
+
+def _place(chance: Tensor, count: Tensor) -> Tensor:
+    """One of `count` places [N, 1] for each chance in [0, 1) [N, slots]; 0 where there is none."""
+    return torch.minimum((chance * count).long(), (count - 1).clamp(min=0))

@@ -9,7 +9,7 @@ N images, M or P slots of an image, n boxes of one image. `size` is (width, heig
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -336,10 +336,15 @@ class Detections(BoxListBatch):
 
     Fields: `scores` [N, D], `labels` [N, D] (1..K-1), `mask` [N, D, 1, S, S] probabilities when the model has masks;
     `truncated` [N] tells that more detections tied with the last one than there were slots. Iterating, indexing and `counts`
-    are the only places that wait for the device.
+    are the only places that wait for the device. What has no fixed shape is left for then: functions in `at_handover` finish each
+    BoxList that is handed over, such as a model with keypoints reads them off its heat maps.
     """
 
     truncated: Tensor | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.at_handover: list[Callable[[BoxList], BoxList]] = []
 
     @property
     def counts(self) -> list[int]:
@@ -349,4 +354,11 @@ class Detections(BoxListBatch):
     def _map(self, move: Any) -> Detections:
         out = super()._map(move)
         out.truncated = move(self.truncated) if self.truncated is not None else None
+        out.at_handover = self.at_handover
+        return out
+
+    def _boxlist(self, n: int, inds: Tensor, size: tuple[int, int]) -> BoxList:
+        out = super()._boxlist(n, inds, size)
+        for finish in self.at_handover:
+            out = finish(out)
         return out

@@ -16,12 +16,21 @@ class ImageList:
         tensors: uint8 RGB (normalised later, on the device) or float32 (normalised already). [N, C, H, W]
         image_sizes: (height, width) of each image before padding, pixels.
         keys: random key of each image (`utils.counter.counter_key`), int64; None draws keys when they are needed. [N]
+        scales: pixels of the image per pixel of the original, where both sides were multiplied by exactly that. [N]
     """
 
-    def __init__(self, tensors: Tensor, image_sizes: Sequence[tuple[int, int]], keys: Tensor | None = None, sizes: Tensor | None = None):
+    def __init__(
+        self,
+        tensors: Tensor,
+        image_sizes: Sequence[tuple[int, int]],
+        keys: Tensor | None = None,
+        sizes: Tensor | None = None,
+        scales: Tensor | None = None,
+    ):
         self.tensors = tensors
         self.image_sizes = [(int(h), int(w)) for h, w in image_sizes]
         self.keys = keys
+        self.scales = scales
         if sizes is None:
             sizes = torch.tensor([(w, h) for h, w in self.image_sizes], dtype=torch.float32).to(tensors.device)
         self.sizes = sizes
@@ -29,7 +38,8 @@ class ImageList:
 
     def _map(self, move: Callable[[Tensor], Tensor]) -> ImageList:
         keys = move(self.keys) if self.keys is not None else None
-        return ImageList(move(self.tensors), self.image_sizes, keys, move(self.sizes))
+        scales = move(self.scales) if self.scales is not None else None
+        return ImageList(move(self.tensors), self.image_sizes, keys, move(self.sizes), scales)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ImageList:
         return self._map(lambda t: t.to(device, non_blocking=non_blocking))
@@ -39,6 +49,26 @@ class ImageList:
 
     def __len__(self) -> int:
         return self.tensors.shape[0]
+
+
+class ImageVersions:
+    """The same images at several sizes, the first of which the targets belong to.
+
+    Args:
+        versions: the same images in the same order each.
+    """
+
+    def __init__(self, versions: Sequence[ImageList]):
+        self.versions = list(versions)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> ImageVersions:
+        return ImageVersions([version.to(device, non_blocking) for version in self.versions])
+
+    def pin_memory(self) -> ImageVersions:
+        return ImageVersions([version.pin_memory() for version in self.versions])
+
+    def __len__(self) -> int:
+        return len(self.versions[0])
 
 
 def to_image_list(tensors: ImageList | Tensor | Sequence[Tensor], size_divisible: int = 0) -> ImageList:

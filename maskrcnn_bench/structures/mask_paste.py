@@ -7,18 +7,20 @@ Two rules are in use among the reference implementations; both are here to the p
 * ``pixel_centres`` (detectron2): the mask is sampled at the centre of each pixel, in the exact box. Inside is `>= threshold`.
 
 `paste_rle` works on the visible part of one box at a time, in strips of columns, so that its memory depends neither on the number
-of masks nor on the size of the image.
+of masks nor on the size of the image. With csrc/ compiled one kernel does all of it; the strings are the same.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..layers import mask_rle
 from .bounding_box import BoxList
 
 STRIP_PIXELS = 1 << 22
@@ -91,13 +93,36 @@ def paste_rle(
         One ``{"size": [height, width], "counts": str}`` a mask; the strings are those that pycocotools gives for the pasted mask.
     """
     probs, boxes = _checked(mask_probs, boxes)
+    _rule(rule)
+    fused = _arithmetic(rule)
+    if fused is None:
+        counts = _paste_strips(probs, boxes, size, threshold, rule, padding)
+    else:
+        counts = mask_rle.mask_rle(probs, boxes, size, threshold, rule, padding, fused)
+    return [{"size": [size[1], size[0]], "counts": text} for text in counts]
+
+
+@cache
+def _arithmetic(rule: str) -> bool | None:
+    """How the compiled kernel has to add products to decide as torch does here; None: torch itself has to be used.
+
+    The probe's values equal the threshold, so that the rounding of each pixel decides.
+    """
+    if not mask_rle.is_compiled():
+        return None
+    size, probe = (97, 61), (torch.full((3, 14, 14), 0.7), torch.tensor([[1.3, 2.1, 90.2, 55.7], [4, 9, 61, 44], [30.6, 1, 43, 60]]))
+    expected = _paste_strips(*probe, size, 0.7, rule, 1)
+    return next((fused for fused in (True, False) if mask_rle.mask_rle(*probe, size, 0.7, rule, 1, fused) == expected), None)
+
+
+def _paste_strips(probs: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int], threshold: float, rule: str, padding: int) -> list[str]:
+    """What `paste_rle` answers, one strip after the other; the same arguments, checked before."""
     strips, inside = _rule(rule)
     width, height = size
     edges: list[list[np.ndarray]] = [[] for _ in probs]
     for index, x, y, values in strips(probs, boxes, size, padding):
         edges[index].append(_edges(x, y, inside(values, threshold).numpy(), height))
-    counts = [_run_lengths(of_mask, width * height) for of_mask in edges]
-    return [{"size": [height, width], "counts": text} for text in encode_counts(counts)]
+    return encode_counts([_run_lengths(of_mask, width * height) for of_mask in edges])
 
 
 def encode_counts(counts: list[np.ndarray]) -> list[str]:

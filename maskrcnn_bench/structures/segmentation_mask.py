@@ -25,12 +25,15 @@ MODES = ("poly", "mask", "auto")
 
 @dataclass(frozen=True)
 class Polygons:
-    """An object as the union of closed polygons. rings: corners, xy, pixels. tuple of [n, 2] float32"""
+    """An object as the union of closed polygons. rings: corners, xy, pixels. tuple of [n, 2] float64
+
+    Drawing rounds corners to fifths of a pixel, so files with coordinates of one or two decimals need more than float32.
+    """
 
     rings: tuple[np.ndarray, ...]
 
     def shift_scale(self, x0: float, y0: float, ratio_w: float, ratio_h: float) -> Polygons:
-        offset, ratio = np.array([x0, y0], np.float32), np.array([ratio_w, ratio_h], np.float32)
+        offset, ratio = np.array([x0, y0]), np.array([ratio_w, ratio_h])
         return Polygons(tuple((ring - offset) * ratio for ring in self.rings))
 
     def crop(self, box: tuple[float, float, float, float]) -> Polygons:
@@ -49,7 +52,7 @@ class Polygons:
         """The pixels as pycocotools draws them, inside the image."""
         from pycocotools import mask as coco_mask
 
-        rings = [ring.astype(np.float64) for ring in self.rings if len(ring) >= 3]
+        rings = [ring for ring in self.rings if len(ring) >= 3]
         if not rings:
             return EMPTY_BITMAP
         points = np.concatenate(rings)
@@ -58,8 +61,9 @@ class Polygons:
         x1, y1 = np.minimum(np.ceil(points.max(axis=0)) + 1, (width, height)).astype(int).tolist()
         if x1 <= x0 or y1 <= y0:
             return EMPTY_BITMAP
-        # Drawn in the window of its box: whole pixels of shift leave the drawing as it is.
-        flat = [(ring - (x0, y0)).flatten().tolist() for ring in rings]
+        # Drawn in the window of its box. Drawing begins by cutting corners to fifths of a pixel; that must come before the shift.
+        fifths = [np.trunc(ring * 5 + 0.5) - (5 * x0, 5 * y0) for ring in rings]
+        flat = [(np.where(ring < 0, ring - 0.75, ring) / 5).flatten().tolist() for ring in fifths]
         drawn = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(flat, y1 - y0, x1 - x0)))
         return tight(drawn, x0, y0)
 
@@ -111,7 +115,7 @@ class Bitmap:
     def to_polygons(self) -> Polygons:
         """Outer outlines along pixel edges; holes are filled, because a list of polygons cannot say them."""
         rings = [ring for ring in outline(self.pixels) if signed_area(ring) > 0]
-        return Polygons(tuple(ring + np.array([self.x0, self.y0], np.float32) for ring in rings))
+        return Polygons(tuple(ring.astype(np.float64) + (self.x0, self.y0) for ring in rings))
 
 
 EMPTY_BITMAP = Bitmap(0, 0, np.zeros((0, 0), dtype=np.uint8))
@@ -146,7 +150,7 @@ def _read_instance(instance: Any, size: tuple[float, float]) -> Polygons | Bitma
         return _read_rle(instance, size)
     if isinstance(instance, (Tensor, np.ndarray)):
         return _read_pixels(np.asarray(instance), size)
-    rings = [np.asarray(ring, dtype=np.float32).reshape(-1) for ring in instance]
+    rings = [np.asarray(ring, dtype=np.float64).reshape(-1) for ring in instance]
     for ring in rings:
         if len(ring) % 2:
             raise ValueError(f"polygon: expected x and y in turn, an even count of numbers, got {len(ring)}")
@@ -314,16 +318,17 @@ def pack_masks(masks: Sequence[SegmentationMask], slots: int) -> PackedMasks:
     if flat:
         vertices[: lengths.sum()] = np.concatenate(flat)
     counts = np.array([len(group) for group in rings], dtype=np.int64)
-    return PackedMasks(torch.from_numpy(vertices), _offsets(lengths), _offsets(counts), *_pack_bitmaps(objects))
+    # Images without objects must look as those with: a model that reads bitmaps finds empty ones.
+    wanted = any(m.mode == "mask" for m in masks) or any(isinstance(item, Bitmap) for item in objects)
+    bitmaps = _pack_bitmaps(objects) if wanted else (None, None)
+    return PackedMasks(torch.from_numpy(vertices), _offsets(lengths), _offsets(counts), *bitmaps)
 
 
 def _offsets(lengths: np.ndarray) -> Tensor:
     return torch.from_numpy(np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)]))
 
 
-def _pack_bitmaps(objects: Sequence[Polygons | Bitmap | None]) -> tuple[Tensor | None, Tensor | None]:
-    if not any(isinstance(item, Bitmap) for item in objects):
-        return None, None
+def _pack_bitmaps(objects: Sequence[Polygons | Bitmap | None]) -> tuple[Tensor, Tensor]:
     geometry = np.zeros((len(objects), 5), dtype=np.int64)
     parts, offset = [], 0
     for row, item in zip(geometry, objects, strict=True):

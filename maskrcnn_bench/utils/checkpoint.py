@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -86,7 +87,11 @@ class Checkpointer:
             return
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("saving %s", path)
-        _write_atomically(path, lambda file: torch.save(self._content(training_state) | extra, file))
+        content = self._content(training_state) | extra
+        try:
+            _write_atomically(path, lambda file: torch.save(content, file))
+        except (OSError, RuntimeError) as error:
+            raise OSError(_no_room(path, content, error)) from None
         if training_state:
             self.tag_last_checkpoint(path)
             self._remove_old()
@@ -144,13 +149,14 @@ class Checkpointer:
         path = self.find(name)
         content = read_file(path)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            self.logger.info("%s", load_into(self.model, path))
+            self.logger.info("%s", load_into(self.model, path, class_names=self.about.get("class_names", ())))
             return {}
         # The averaged weights are the ones that were tested.
         averaged = content.get("ema")
         state = averaged or content["model"]
         kind = f"{FORMAT}, averaged weights" if averaged else FORMAT
-        self.logger.info("%s", load_into(self.model, Loaded(kind, dict(state), {"file": path})))
+        meta = {"file": path, "class_names": content.get("class_names", ())}
+        self.logger.info("%s", load_into(self.model, Loaded(kind, dict(state), meta), class_names=self.about.get("class_names", ())))
         return _about(content)
 
     def find(self, name: str) -> str:
@@ -170,7 +176,8 @@ class Checkpointer:
             ValueError: when the file does not hold the state of a run, or belongs to another model.
         """
         content = checkpoint if isinstance(checkpoint, Mapping) else read_checkpoint(checkpoint)
-        _load_model(plain_model(self.model), content["model"])
+        changes = config_changes(content["config"], self.about.get("config", "")) if "config" in content else []
+        _load_model(plain_model(self.model), content["model"], [line for line in changes if line.startswith("MODEL.")])
         if self.optimizer is not None:
             _load_optimizer(self.optimizer, content["optimizer"])
         if self.scheduler is not None:
@@ -248,6 +255,19 @@ def find_weights(name: str, paths_catalog: str, logger: logging.Logger) -> str:
     return cached_download(name, logger) if re.match(r"(https?|file)://", name) else name
 
 
+def require_weights(name: str, paths_catalog: str) -> None:
+    """Finds out at once that weights are missing; nothing is downloaded.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the catalog has no such name.
+    """
+    if name.startswith("catalog://"):
+        import_file("maskrcnn_bench.paths_catalog", paths_catalog).ModelCatalog.get(name.removeprefix("catalog://"))
+    elif name and "://" not in name and not os.path.isfile(name):
+        raise FileNotFoundError(f"{name} {'is a folder' if os.path.isdir(name) else 'does not exist'}, expected a file of weights")
+
+
 def describe_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """What one of our checkpoints says about itself: config, class names, versions, iteration; {} for foreign weights."""
     content = read_file(path)
@@ -286,15 +306,18 @@ def _about(content: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key not in state}
 
 
-def _load_model(model: nn.Module, state: Mapping[str, Any]) -> None:
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:5]]
+def _load_model(model: nn.Module, state: Mapping[str, Any], changes: list[str]) -> None:
+    """Takes all weights; where they do not fit, `changes` of the config are named as the reason."""
+    own = {name: value.shape for name, value in model.state_dict().items()}
+    theirs = {name: value.shape for name, value in state.items()}
+    differing = [name for name in {**own, **theirs} if own.get(name) != theirs.get(name)]
+    if differing:
+        why = f"; changed since: {', '.join(changes)}" if changes else ""
         raise ValueError(
-            "the checkpoint belongs to another model than the config describes: " + " ".join(lines)[:600] + " ... "
-            "Give the config of the run, another OUTPUT_DIR, or --weights instead of --resume"
-        ) from None
+            f"the checkpoint belongs to another model than the config describes ({len(differing)} tensors, such as {differing[0]}){why}. "
+            "Put it back, or start anew with --weights FILE and another OUTPUT_DIR"
+        )
+    model.load_state_dict(state)
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
@@ -329,6 +352,20 @@ def _write_atomically(path: str, write: Any) -> None:
         os.replace(beside, path)
     finally:
         Path(beside).unlink(missing_ok=True)
+
+
+def _no_room(path: str, content: Mapping[str, Any], error: Exception) -> str:
+    free, needed = (size / 2**20 for size in (shutil.disk_usage(os.path.dirname(path) or ".").free, _bytes(content)))
+    why = str(error).partition("\n")[0][:200]
+    return f"cannot write {path} ({why}): {free:.0f} MB free, about {needed:.0f} MB needed; free space and start again with --resume"
+
+
+def _bytes(content: Any) -> int:
+    """Of all tensors in nested dicts and lists."""
+    if isinstance(content, torch.Tensor):
+        return content.numel() * content.element_size()
+    inner = content.values() if isinstance(content, Mapping) else content if isinstance(content, (list, tuple)) else ()
+    return sum(map(_bytes, inner))
 
 
 def cache_folder() -> Path:

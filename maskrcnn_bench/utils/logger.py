@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Any, TextIO
 
 NAME = "maskrcnn_bench"
@@ -24,6 +25,34 @@ class ConsoleHandler(logging.StreamHandler):
             super().emit(record)
         else:
             tqdm.write(self.format(record), file=self.stream)
+
+
+class LogFile(logging.FileHandler):
+    """A log file that says once that it cannot be written, and that can be taken back with the folders made for it."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.is_new = not self.path.exists()
+        self.new_folders = [folder for folder in self.path.absolute().parents if not folder.exists()]
+        self.failed = False
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        super().__init__(self.path, encoding="utf-8")
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self.failed:
+            print(f"cannot write {self.path}: {sys.exc_info()[1]}; the log stays on the console", file=sys.stderr)
+        self.failed = True
+
+    def take_back(self) -> None:
+        """Removes the file when it is new and alone in its folder, and the folders that were made."""
+        self.close()
+        if not self.is_new or [p.name for p in self.path.parent.iterdir()] != [self.path.name]:
+            return
+        self.path.unlink()
+        for folder in self.new_folders:
+            if any(folder.iterdir()):
+                return
+            folder.rmdir()
 
 
 def setup_logger(
@@ -47,8 +76,7 @@ def setup_logger(
     logger.propagate = False
     _add(logger, ConsoleHandler(stream or sys.stdout), logging.INFO if distributed_rank == 0 else logging.WARNING)
     if save_dir and distributed_rank == 0:
-        os.makedirs(save_dir, exist_ok=True)
-        _add(logger, logging.FileHandler(os.path.join(save_dir, filename), encoding="utf-8"), logging.INFO)
+        _add(logger, LogFile(os.path.join(save_dir, filename)), logging.INFO)
     return logger
 
 
@@ -63,6 +91,13 @@ def close_handlers(logger: logging.Logger) -> None:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
+
+
+def take_back_log(logger: logging.Logger) -> None:
+    """Ends the log of a run that never began, and leaves nothing of it behind."""
+    for handler in [h for h in logger.handlers if isinstance(h, LogFile)]:
+        logger.removeHandler(handler)
+        handler.take_back()
 
 
 def log_lines(logger: Any, lines: list[str]) -> None:

@@ -9,13 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import caffe2, detectron2, maskrcnn_benchmark, torchvision
+from . import caffe2, detectron2, faster_rcnn_pytorch, maskrcnn_benchmark, mmdetection, torchvision
 from .names import Loaded, Naming, to_ours
 from .reader import read_file
 
 # In this order: the ones with the most particular names first.
 KINDS: tuple[Naming, ...] = (
+    torchvision.RETINANET,
+    torchvision.RETINANET_GN,
     torchvision.DETECTION,
+    mmdetection.DETECTION,
+    detectron2.RETINANET,
     detectron2.FPN,
     detectron2.C4,
     detectron2.IMAGENET,
@@ -23,6 +27,9 @@ KINDS: tuple[Naming, ...] = (
     caffe2.C4,
     caffe2.IMAGENET,
     maskrcnn_benchmark.MASKRCNN_BENCHMARK,
+    faster_rcnn_pytorch.VGG,
+    faster_rcnn_pytorch.RESNET,
+    faster_rcnn_pytorch.VGG_CLASSIFICATION,
     torchvision.CLASSIFICATION,
 )
 _CONTAINERS = ("model", "state_dict", "blobs", "model_state_dict")

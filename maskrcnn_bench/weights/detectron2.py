@@ -5,6 +5,7 @@ Its background class comes last and has no box deltas and no mask; ours comes fi
 
 from __future__ import annotations
 
+import re
 from functools import partial
 
 import torch
@@ -46,8 +47,10 @@ def _padded(name: str, rows_per_class: int) -> Layout:
     return Layout(name, partial(with_background, rows_per_class=rows_per_class), partial(without_background, rows_per_class=rows_per_class))
 
 
-_LAYOUTS = (
+CLASS_LAYOUTS = (
     Layout("roi_heads.box.predictor.cls_score.*", background_first, background_last),
+    Layout("roi_heads.box.predictor.#.cls_score.*", background_first, background_last),
+    _padded("roi_heads.box.predictor.#.bbox_pred.*", 4),
     _padded("roi_heads.box.predictor.bbox_pred.*", 4),
     _padded("roi_heads.mask.predictor.mask_fcn_logits.*", 1),
 )
@@ -70,6 +73,8 @@ def _stage(theirs: str, ours: str) -> list[tuple[str, str]]:
         (f"{theirs}.#.shortcut.weight", f"{ours}.#.downsample.0.weight"),
         (f"{theirs}.#.conv#.norm.*", f"{ours}.#.bn#.*"),
         (f"{theirs}.#.conv#.weight", f"{ours}.#.conv#.weight"),
+        (f"{theirs}.#.conv#_offset.*", f"{ours}.#.conv#.offset.*"),
+        (f"{theirs}.#.conv#.weight", f"{ours}.#.conv#.conv.weight"),  # written so; read by the first of the three
     ]
 
 
@@ -87,6 +92,9 @@ _HEADS = [
     ("proposal_generator.rpn_head.anchor_deltas.*", "rpn.head.bbox_pred.*"),
     ("roi_heads.box_head.fc1.*", "roi_heads.box.feature_extractor.fc6.*"),
     ("roi_heads.box_head.fc2.*", "roi_heads.box.feature_extractor.fc7.*"),
+    ("roi_heads.box_head.#.fc1.*", "roi_heads.box.feature_extractor.#.fc6.*"),
+    ("roi_heads.box_head.#.fc2.*", "roi_heads.box.feature_extractor.#.fc7.*"),
+    ("roi_heads.box_predictor.#.*.*", "roi_heads.box.predictor.#.*.*"),
     ("roi_heads.box_predictor.*.*", "roi_heads.box.predictor.*.*"),
     ("roi_heads.mask_head.mask_fcn#.*", "roi_heads.mask.feature_extractor.mask_fcn#.*"),
     ("roi_heads.mask_head.deconv.*", "roi_heads.mask.predictor.conv5_mask.*"),
@@ -94,13 +102,26 @@ _HEADS = [
     ("roi_heads.keypoint_head.conv_fcn#.*", "roi_heads.keypoint.feature_extractor.conv_fcn#.*"),
     ("roi_heads.keypoint_head.score_lowres.*", "roi_heads.keypoint.predictor.kps_score_lowres.*"),
 ]
+_RETINANET_HEADS = [
+    ("backbone.top_block.p#.*", "backbone.fpn.top_blocks.p#.*"),
+    ("head.cls_subnet.#.*", "rpn.head.cls_tower.#.*"),
+    ("head.bbox_subnet.#.*", "rpn.head.bbox_tower.#.*"),
+    ("head.cls_score.*", "rpn.head.cls_logits.*"),
+    ("head.bbox_pred.*", "rpn.head.bbox_pred.*"),
+]
 
+RETINANET = Naming(
+    kind="detectron2 (RetinaNet)",
+    marks=("head.cls_subnet.#.weight",),
+    names=tuple(_trunk("backbone.bottom_up.", "backbone.body.layer4") + _pyramid() + _RETINANET_HEADS),
+    dropped=_DROPPED,
+)
 FPN = Naming(
     kind="detectron2 (FPN)",
     marks=("backbone.bottom_up.**", "backbone.fpn_lateral#.weight"),
     names=tuple(_trunk("backbone.bottom_up.", "backbone.body.layer4") + _pyramid() + _HEADS),
     dropped=_DROPPED,
-    layouts=_LAYOUTS,
+    layouts=CLASS_LAYOUTS,
 )
 C4 = Naming(
     kind="detectron2 (one level)",
@@ -109,7 +130,7 @@ C4 = Naming(
         _stage("roi_heads.res5", f"{_C4_HEAD}.layer4") + _trunk("backbone.", "backbone.body.layer4") + _HEADS
     ),
     dropped=_DROPPED,
-    layouts=_LAYOUTS,
+    layouts=CLASS_LAYOUTS,
 )
 IMAGENET = Naming(
     kind="ImageNet (detectron2)",
@@ -129,6 +150,7 @@ def to_detectron2(state: dict[str, Tensor]) -> dict[str, Tensor]:
         ValueError: a tensor has no counterpart there.
     """
     naming = FPN if any(name.startswith("backbone.fpn.") for name in state) else C4
-    shared = "roi_heads.mask.feature_extractor.head."  # C4: the box head's own modules under a second name
-    kept = {name: value for name, value in state.items() if not name.startswith(shared) and ".cell_anchors" not in name}
-    return to_theirs(naming, kept)
+    naming = RETINANET if "rpn.head.cls_tower.0.weight" in state else naming
+    # C4: the box head's own modules under a second name; anchors and a loss's average are no weights there.
+    left_out = re.compile(r"roi_heads\.mask\.feature_extractor\.head\.|.*\.cell_anchors|rpn\.normalizer\.")
+    return to_theirs(naming, {name: value for name, value in state.items() if not left_out.match(name)})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from .classes import pick_classes
 from .convert import load_weights
 from .names import FOLDED, NO_COUNTERPART, Loaded, matches
 
@@ -17,10 +19,11 @@ _TRUNK = "backbone.body."
 _C4_HEAD = "roi_heads.box.feature_extractor.head."
 _ANCHORS = "**.cell_anchors.*"  # restored, these buffers would silently win over the configuration
 _COUNTER = "**.num_batches_tracked"  # frozen norms have none
+_AVERAGE = "rpn.normalizer.average"  # of RetinaNet's loss, which files of other projects lack
 # Why a tensor of the checkpoint is unused, where that means that something is wrong.
 _NO_PLACE = "the model has no such tensor"
 _DIFFERS = "the model has one tensor for this and another name, whose values differ"
-_SERIOUS = (NO_COUNTERPART, _NO_PLACE, _DIFFERS)
+SERIOUS = (NO_COUNTERPART, _NO_PLACE, _DIFFERS)
 
 
 @dataclass
@@ -36,6 +39,7 @@ class Report:
         reinitialised: (name, expected shape, got shape); kept at the model's initial values.
         unused: (its name, why) of the checkpoint's tensors without a place in the model.
         missing: names of the model's tensors which the checkpoint lacks; kept at their initial values.
+        classes: where the heads have other classes, those whose rows came over; the others keep their initial values.
     """
 
     source: str
@@ -46,6 +50,7 @@ class Report:
     reinitialised: list[tuple[str, tuple, tuple]] = field(default_factory=list)
     unused: list[tuple[str, str]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
 
     def summary(self, limit: int = 8) -> str:
         """Text for the log: a line of counts, then each list, cut at ``limit`` names."""
@@ -53,6 +58,7 @@ class Report:
         if self.expects:
             lines.append(f"  they expect images as {self.expects}")
         shapes = [f"{name} (model {_by(want)}, file {_by(got)})" for name, want, got in self.reinitialised]
+        lines += _listed("of other classes, taken over by name", self.classes, limit)
         lines += _listed("re-initialised", shapes, limit)
         lines += _listed("not in the file, kept at their initial values", self.missing, limit)
         lines += _listed("unused", [f"{name} ({why})" for name, why in self.unused], limit)
@@ -73,7 +79,7 @@ def _listed(title: str, items: list[str], limit: int) -> list[str]:
     return [f"  {title} {len(items)}: {', '.join(items[:limit])}{more}"]
 
 
-def load_into(model: nn.Module, weights: str | Path | Loaded, strict: bool = False) -> Report:
+def load_into(model: nn.Module, weights: str | Path | Loaded, strict: bool = False, class_names: Sequence[str] = ()) -> Report:
     """Copy a checkpoint's tensors into a model. The model is untouched when an error is raised.
 
     Args:
@@ -81,6 +87,7 @@ def load_into(model: nn.Module, weights: str | Path | Loaded, strict: bool = Fal
         weights: a file, or what `load_weights` made of one.
         strict: tensors of another shape, missing and unknown ones are an error. Otherwise those of another shape keep the model's
             initial values, which is what fine-tuning on other classes needs.
+        class_names: the model's classes, background first. Where a head has other classes than the model, rows of equal names come over.
     Raises:
         ValueError: fewer than half of the model's parameters were found (of an ImageNet classifier: 90 % of the trunk's), or,
             with `strict`, not everything fits.
@@ -88,8 +95,10 @@ def load_into(model: nn.Module, weights: str | Path | Loaded, strict: bool = Fal
     loaded = weights if isinstance(weights, Loaded) else load_weights(weights)
     model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     groups = _shared_tensors(model)
-    loaded = _place_last_stage(loaded, groups)
+    loaded = _place_deformable(_place_last_stage(loaded, groups), groups)
+    loaded, classes = pick_classes(loaded, {name: tensor for name, (tensor, _) in groups.items()}, () if strict else class_names)
     report, copies = _plan(groups, loaded)
+    report.classes = classes
     if strict:
         _require_all(report, loaded)
     _require_most(model, copies, report, loaded)
@@ -119,7 +128,21 @@ def _place_last_stage(loaded: Loaded, groups: dict) -> Loaded:
     def place(name: str) -> str:
         return head + name.removeprefix(trunk) if name.startswith(trunk) else name
 
-    meta = {**loaded.meta, "source": {place(name): theirs for name, theirs in loaded.meta["source"].items()}}
+    return _renamed(loaded, place)
+
+
+def _place_deformable(loaded: Loaded, groups: dict) -> Loaded:
+    """A plain kernel starts the deformable convolution that the model has in its place."""
+
+    def place(name: str) -> str:
+        inner = name.removesuffix("weight") + "conv.weight"
+        return inner if name not in groups and inner in groups else name
+
+    return _renamed(loaded, place)
+
+
+def _renamed(loaded: Loaded, place: Callable[[str], str]) -> Loaded:
+    meta = {**loaded.meta, "source": {place(name): theirs for name, theirs in loaded.meta.get("source", {}).items()}}
     return Loaded(loaded.kind, {place(name): value for name, value in loaded.state_dict.items()}, meta)
 
 
@@ -141,7 +164,8 @@ def _plan(groups: dict, loaded: Loaded) -> tuple[Report, list[tuple[Tensor, Tens
         else:
             report.loaded.append(name)
             report.renamed += [(source[found], name)] if source[found] != name else []
-    report.unused += [(source[name], _why_unused(name, groups, state)) for name in state if name not in wanted]
+    left = [name for name in state if name not in wanted and not _is_held(name, groups, state)]
+    report.unused += [(source[name], _why_unused(name, groups, state)) for name in left]
     report.unused += list(meta.get("unused", {}).items())
     return report, list(copies.values())
 
@@ -156,7 +180,12 @@ def _fill_folded_norms(model: nn.Module, loaded: Loaded) -> None:
 
 def _is_needless(name: str, state: dict[str, Tensor]) -> bool:
     """Whether a buffer of the model stays as it is."""
-    return matches(_ANCHORS, name) or (matches(_COUNTER, name) and name not in state)
+    return matches(_ANCHORS, name) or (name not in state and (matches(_COUNTER, name) or name == _AVERAGE))
+
+
+def _is_held(name: str, groups: dict, state: dict[str, Tensor]) -> bool:
+    """Whether a tensor that is not restored says what the model has anyway."""
+    return matches(_ANCHORS, name) and name in groups and torch.equal(groups[name][0].cpu(), state[name].cpu())
 
 
 def _why_unused(name: str, groups: dict, state: dict[str, Tensor]) -> str:
@@ -174,7 +203,7 @@ def _require_all(report: Report, loaded: Loaded) -> None:
     wrong = [f"{name}: model {_by(want)}, file {_by(got)}" for name, want, got in report.reinitialised]
     heads = loaded.meta.get("backbone_only", False)
     wrong += [f"{name}: missing in the file" for name in report.missing if not heads or name.startswith(_TRUNK)]
-    wrong += [f"{name}: {why}" for name, why in report.unused if why in _SERIOUS]
+    wrong += [f"{name}: {why}" for name, why in report.unused if why in SERIOUS]
     if wrong:
         raise ValueError(f"{report.source} does not fit the model in {len(wrong)} tensors (strict):\n  " + "\n  ".join(wrong))
 

@@ -11,6 +11,7 @@ MASKRCNN_BENCHMARK = Naming(
         "rpn.head.cls_logits.weight",
         "roi_heads.box.predictor.cls_score.weight",
         "backbone.body.stem.conv1.weight",
+        "backbone.body.first.conv.weight",
     ),
     names=(("**", "**"),),
 )

@@ -84,21 +84,80 @@ def _latin1(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+_CODES = ("b1", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8")
+"""Types of arrays that are weights."""
+
+
+class _Dtype:
+    """What a pickle says of a type; numpy's own, given a damaged state, takes the process down."""
+
+    def __init__(self, code: Any, *flags: Any):
+        self.code = str(code).lstrip("<>|=")
+        self.order = ""
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = state[1] if state[1] in ("<", ">") else ""
+
+    def resolve(self) -> np.dtype:
+        if self.code not in _CODES:
+            raise ValueError(f"an array of type {self.code!r}")
+        return np.dtype(self.order + self.code)
+
+
+class _Array:
+    """What a pickle says of an array."""
+
+    def __init__(self, *arguments: Any):
+        self.state: tuple = ()
+
+    def __setstate__(self, state: tuple) -> None:
+        self.state = state
+
+    def resolve(self) -> np.ndarray:
+        _, shape, dtype, fortran, content = self.state
+        if not isinstance(dtype, _Dtype):
+            raise ValueError("an array without a type")
+        content = content.encode("latin1") if isinstance(content, str) else bytes(content)
+        order = "F" if fortran else "C"
+        return np.frombuffer(content, dtype.resolve()).reshape(shape, order=order).copy(order)
+
+
+def _from_buffer(content: Any, dtype: _Dtype, shape: tuple, order: str) -> _Array:
+    array = _Array()
+    array.state = (1, shape, dtype, order == "F", content)
+    return array
+
+
+def _scalar(dtype: _Dtype, content: Any = b"") -> _Array:
+    return _from_buffer(content, dtype, (), "C")
+
+
+def _resolved(value: Any) -> Any:
+    """The content with real arrays in the place of what was said of them."""
+    if isinstance(value, _Array):
+        array = value.resolve()
+        return array if array.shape else array[()]
+    if isinstance(value, dict):
+        return type(value)((key, _resolved(item)) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return type(value)(_resolved(item) for item in value)
+    if isinstance(value, (_Dtype, type)) or callable(value):
+        raise ValueError("something that is no value")
+    return value
+
+
 def _allowed() -> dict[tuple[str, str], Any]:
     """What a pickle of arrays may name. Numpy renamed its modules in 2.0; files carry either name."""
-    array = np.empty(0).__reduce__()[0]
-    scalar = np.float64(0).__reduce__()[0]
-    frombuffer = np.empty(0).__reduce_ex__(5)[0]
-    table = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
+    table: dict[tuple[str, str], Any] = {
+        ("numpy", "ndarray"): _Array,
+        ("numpy", "dtype"): _Dtype,
         ("collections", "OrderedDict"): collections.OrderedDict,
         ("_codecs", "encode"): _latin1,
     }
     for core in ("numpy.core", "numpy._core"):
-        table[f"{core}.multiarray", "_reconstruct"] = array
-        table[f"{core}.multiarray", "scalar"] = scalar
-        table[f"{core}.numeric", "_frombuffer"] = frombuffer
+        table[f"{core}.multiarray", "_reconstruct"] = _Array
+        table[f"{core}.multiarray", "scalar"] = _scalar
+        table[f"{core}.numeric", "_frombuffer"] = _from_buffer
     return table
 
 
@@ -139,7 +198,14 @@ def _unsafe_names(message: str) -> list[str]:
 
 def _numpy_globals() -> list[Any]:
     """What `torch.load` must know besides, where scores or epochs were kept as numpy numbers."""
-    named = [(value, f"{module}.{name}") for (module, name), value in _ArrayUnpickler.allowed.items() if module.startswith("numpy")]
+    array, scalar, buffer = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0], np.empty(0).__reduce_ex__(5)[0]
+    named: list[Any] = [(np.ndarray, "numpy.ndarray"), (np.dtype, "numpy.dtype")]
+    for core in ("numpy.core", "numpy._core"):
+        named += [
+            (array, f"{core}.multiarray._reconstruct"),
+            (scalar, f"{core}.multiarray.scalar"),
+            (buffer, f"{core}.numeric._frombuffer"),
+        ]
     return named + [type(np.dtype(code)) for code in ("?", "u1", "i4", "i8", "f4", "f8")]
 
 
@@ -155,7 +221,7 @@ def _read_pickle(path: Path) -> Any:
 
 def _unpickle(file: BinaryIO) -> Any:
     # Python 2 wrote Detectron's files: its byte strings are the arrays' content.
-    return _ArrayUnpickler(file, encoding="latin1").load()
+    return _resolved(_ArrayUnpickler(file, encoding="latin1").load())
 
 
 def _is_safetensors(head: bytes, size: int) -> bool:

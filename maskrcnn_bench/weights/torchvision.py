@@ -5,7 +5,9 @@ Class order, deltas and masks are laid out as here. Older files call the same la
 
 from __future__ import annotations
 
-from .names import Naming
+from torch import Tensor
+
+from .names import Naming, to_theirs
 
 _INPUT = "RGB, 0..1, minus (0.485, 0.456, 0.406) over (0.229, 0.224, 0.225); stride in the 3x3 convolution"
 
@@ -19,13 +21,26 @@ def _trunk(theirs: str) -> list[tuple[str, str]]:
     ]
 
 
-def _pyramid() -> list[tuple[str, str]]:
+def _pyramid(first: int = 1) -> list[tuple[str, str]]:
+    """The pyramid's levels, the finest of which we call `first`."""
     pairs = []
-    for level in range(4):
+    for level in range(5 - first):
         for theirs, ours in (("inner_blocks", "fpn_inner"), ("layer_blocks", "fpn_layer")):
-            pairs.append((f"backbone.fpn.{theirs}.{level}.0.*", f"backbone.fpn.{ours}{level + 1}.*"))
-            pairs.append((f"backbone.fpn.{theirs}.{level}.*", f"backbone.fpn.{ours}{level + 1}.*"))
+            pairs.append((f"backbone.fpn.{theirs}.{level}.0.*", f"backbone.fpn.{ours}{level + first}.*"))
+            pairs.append((f"backbone.fpn.{theirs}.{level}.*", f"backbone.fpn.{ours}{level + first}.*"))
     return pairs
+
+
+def _retinanet_heads(layers: int) -> list[tuple[str, str]]:
+    """Our towers are flat; a convolution, its norm where it has one, and ReLU are `layers` of them. Older files are flat too."""
+    pairs = []
+    for theirs, ours in (("classification_head", "cls_tower"), ("regression_head", "bbox_tower")):
+        for n in range(4):
+            pairs += [(f"head.{theirs}.conv.{n}.{i}.*", f"rpn.head.{ours}.{layers * n + i}.*") for i in range(layers - 1)]
+        pairs.append((f"head.{theirs}.conv.#.*", f"rpn.head.{ours}.#.*"))
+    pairs.append(("backbone.fpn.extra_blocks.p#.*", "backbone.fpn.top_blocks.p#.*"))
+    last = [("head.classification_head.cls_logits.*", "rpn.head.cls_logits.*"), ("head.regression_head.bbox_reg.*", "rpn.head.bbox_pred.*")]
+    return pairs + last
 
 
 _HEADS = [
@@ -39,14 +54,27 @@ _HEADS = [
     ("roi_heads.mask_predictor.*.*", "roi_heads.mask.predictor.*.*"),
     ("roi_heads.keypoint_predictor.kps_score_lowres.*", "roi_heads.keypoint.predictor.kps_score_lowres.*"),
 ]
-# The heads are Sequentials: masks have a block for each convolution, keypoints a ReLU after each.
-_HEADS += [(f"roi_heads.mask_head.{n}.0.*", f"roi_heads.mask.feature_extractor.mask_fcn{n + 1}.*") for n in range(4)]
-_HEADS += [(f"roi_heads.keypoint_head.{2 * n}.*", f"roi_heads.keypoint.feature_extractor.conv_fcn{n + 1}.*") for n in range(8)]
+# The heads are Sequentials: masks have a block for each convolution, keypoints a ReLU after each. Files are written with these names.
+_ROWS = [(f"roi_heads.mask_head.{n}.0.*", f"roi_heads.mask.feature_extractor.mask_fcn{n + 1}.*") for n in range(4)]
+_ROWS += [(f"roi_heads.keypoint_head.{2 * n}.*", f"roi_heads.keypoint.feature_extractor.conv_fcn{n + 1}.*") for n in range(8)]
+_HEADS = _ROWS + _HEADS
 
 DETECTION = Naming(
     kind="torchvision (FPN)",
     marks=("backbone.fpn.inner_blocks.**",),
     names=tuple(_trunk("backbone.body.") + _pyramid() + _HEADS),
+    expects=_INPUT,
+)
+RETINANET = Naming(
+    kind="torchvision (RetinaNet)",
+    marks=("head.classification_head.conv.0.0.bias", "head.classification_head.conv.0.weight"),
+    names=tuple(_trunk("backbone.body.") + _pyramid(2) + _retinanet_heads(2)),
+    expects=_INPUT,
+)
+RETINANET_GN = Naming(
+    kind="torchvision (RetinaNet with group norm)",
+    marks=("head.classification_head.conv.0.1.weight",),
+    names=tuple(_trunk("backbone.body.") + _pyramid(2) + _retinanet_heads(3)),
     expects=_INPUT,
 )
 CLASSIFICATION = Naming(
@@ -57,3 +85,19 @@ CLASSIFICATION = Naming(
     backbone_only=True,
     expects=_INPUT,
 )
+
+
+def to_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One of our models in torchvision's names, as its `load_state_dict` reads them.
+
+    Args:
+        state: ``model.state_dict()`` of an FPN model with a ResNet trunk.
+    Raises:
+        ValueError: a tensor has no counterpart there.
+    """
+    naming = DETECTION
+    if "rpn.head.cls_tower.0.weight" in state:
+        naming = RETINANET_GN if "rpn.head.cls_tower.1.weight" in state else RETINANET
+    # Anchors and the average of a loss are no weights there.
+    kept = {name: value for name, value in state.items() if ".cell_anchors" not in name and not name.startswith("rpn.normalizer.")}
+    return to_theirs(naming, kept)

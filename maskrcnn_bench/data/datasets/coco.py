@@ -32,5 +32,10 @@ class COCODataset(StoredDataset):
         **options: Any,
     ):
         self.ann_file = os.fspath(ann_file)
-        store = AnnotationStore.from_json(ann_file)
-        super().__init__(store, os.fspath(root), remove_images_without_annotations, transforms, **options)
+        store, root = self.read_store(ann_file, root)
+        super().__init__(store, root, remove_images_without_annotations, transforms, **options)
+
+    @staticmethod
+    def read_store(ann_file: str | os.PathLike, root: str | os.PathLike) -> tuple[AnnotationStore, str]:
+        """All annotations of the file, and the folder of the images."""
+        return AnnotationStore.from_json(ann_file), os.fspath(root)

@@ -36,10 +36,26 @@ class ConcatDataset(TorchConcatDataset):
         k, inner = self.get_idxs(i)
         return self.datasets[k].get_img_info(inner)
 
+    def image_labels(self) -> tuple[np.ndarray, np.ndarray]:
+        """The image (as index here) and the label of every object. [n], [n] int64"""
+        firsts = [0, *self.cumulative_sizes[:-1]]
+        parts = [(first + images, labels) for first, dataset in zip(firsts, self.datasets) for images, labels in [image_labels(dataset)]]
+        return tuple(np.concatenate(column) for column in zip(*parts))
+
     @property
     def aspect_ratios(self) -> np.ndarray:
         """Height over width of every image. [len(self)]"""
         return np.concatenate([aspect_ratios(dataset) for dataset in self.datasets])
+
+
+def image_labels(dataset: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The image and the label of every object of a data set with `image_labels` or `get_groundtruth`. [n], [n] int64"""
+    if hasattr(dataset, "image_labels"):
+        return dataset.image_labels()
+    if not hasattr(dataset, "get_groundtruth"):
+        raise TypeError(f"{type(dataset).__name__} has no get_groundtruth(i), which DATALOADER.REPEAT_THRESHOLD needs to know the classes")
+    labels = [dataset.get_groundtruth(i).get_field("labels").numpy() for i in range(len(dataset))]
+    return np.repeat(np.arange(len(labels)), [len(part) for part in labels]), np.concatenate(labels)
 
 
 def aspect_ratios(dataset: Any) -> np.ndarray:

@@ -77,3 +77,14 @@ def looks_cut_off(path: str) -> bool:
     if head.startswith(b"\xff\xd8"):
         return b"\xff\xd9" not in tail
     return length == 0 or (head.startswith(b"\x89PNG") and b"IEND" not in tail)
+
+
+def looks_wrong(path: str, size: tuple[int, int]) -> bool:
+    """Whether a file lacks its end, is no image, or is not of the expected (width, height); reads its head and end only."""
+    if looks_cut_off(path):
+        return True
+    try:
+        found = photo_size(path)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return True
+    return min(size) > 0 and found != size

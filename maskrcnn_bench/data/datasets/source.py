@@ -6,36 +6,41 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
 
+from maskrcnn_bench.data.datasets.cityscapes import CityScapesDataset, find_cityscapes
 from maskrcnn_bench.data.datasets.coco import COCODataset
+from maskrcnn_bench.data.datasets.imagenet_det import ImageNetDETDataset, find_imagenet_det
+from maskrcnn_bench.data.datasets.instance_png import InstancePNGDataset, find_instance_png
+from maskrcnn_bench.data.datasets.layout import TEST_SPLITS, TRAIN_SPLITS, NoSplitError, Source, splits
+from maskrcnn_bench.data.datasets.stored import StoredDataset
 from maskrcnn_bench.data.datasets.toy import MARKER
-from maskrcnn_bench.data.datasets.voc import PascalVOCDataset
+from maskrcnn_bench.data.datasets.visual_genome import VisualGenomeDataset, find_visual_genome
+from maskrcnn_bench.data.datasets.voc import PascalVOCDataset, find_voc
+from maskrcnn_bench.data.datasets.yolo import YOLODataset, find_yolo
 
-FACTORIES: dict[str, Callable[..., Dataset]] = {"COCODataset": COCODataset, "PascalVOCDataset": PascalVOCDataset}
+# Layouts beside COCO's: each finder says the arguments of its class and describes them, or answers None. The first one wins.
+LAYOUTS: tuple[tuple[type[StoredDataset], Callable[[Path, bool, bool], tuple[dict[str, Any], str] | None]], ...] = (
+    (CityScapesDataset, find_cityscapes),
+    (ImageNetDETDataset, find_imagenet_det),
+    (VisualGenomeDataset, find_visual_genome),
+    (PascalVOCDataset, find_voc),
+    (YOLODataset, find_yolo),
+    (InstancePNGDataset, find_instance_png),
+)
+FACTORIES: dict[str, type[StoredDataset]] = {factory.__name__: factory for factory in (COCODataset, *(row[0] for row in LAYOUTS))}
+EXPECTED = (
+    "COCO layout: annotations/instances_SPLIT.json and a folder of images SPLIT*; VOC layout: Annotations, ImageSets/Main, JPEGImages;"
+    " YOLO: data.yaml, images/SPLIT, labels/SPLIT; masks as PNG: PNGImages and PedMasks, or images and masks; Cityscapes: leftImg8bit,"
+    " gtFine; ImageNet DET: Annotations/DET, Data/DET, ImageSets/DET, map_det.txt; Visual Genome: objects.json, objects_vocab.txt, VG_100K"
+)
 IMAGES_LOOKED_FOR = 20
-TRAIN_SPLITS = ("train",)
-TEST_SPLITS = ("val", "valid", "test")
 # What a folder of annotations may hold beside objects.
 NOT_OBJECTS = ("captions", "panoptic", "stuff", "image_info", "origin")
-
-
-class NoSplitError(ValueError):
-    """A folder that holds no data set of the wanted split."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A data set that was recognised: its class, its arguments, and what to tell the user."""
-
-    factory: Callable[..., Dataset]
-    arguments: dict[str, Any]
-    described: str
 
 
 def read_dataset(
@@ -46,25 +51,28 @@ def read_dataset(
     root: str | None = None,
     keypoints: bool = False,
     keep_empty: bool = False,
+    masks: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """The data set that a name or a path means.
 
     Args:
-        name: a name of the catalog; a folder in COCO, VOC or toy layout; or a COCO JSON file.
+        name: a name of the catalog; a folder in one of the known layouts; a COCO JSON file; or the data file of a YOLO set.
         catalog: class with `get(name)`.
         is_train: which split of a folder is meant; in training, images without objects and difficult objects are left out.
         root: folder that relative paths of the catalog start from.
         keypoints: prefer the annotation file that has keypoints.
         keep_empty: train on images without objects as well.
+        masks: prefer annotations that have masks, where a data set has both.
         options: `pixel`, `on_fault`, `on_exif`, `classes` of StoredDataset.
     Returns:
         The data set; its `described` says what was recognised.
     Raises:
         ValueError: when the name is neither in the catalog nor a folder of a known kind.
     """
-    source = find_source(name, catalog, is_train, root, keypoints)
+    source = find_source(name, catalog, is_train, root, keypoints, masks)
     wanted = {
+        "masks": masks,
         "remove_images_without_annotations": is_train and not keep_empty,
         "use_difficult": not is_train,
         "transforms": None,
@@ -77,21 +85,27 @@ def read_dataset(
 
 
 def _accepted(factory: Callable, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments a factory takes; a user's own class takes those it names."""
-    parameters = inspect.signature(factory).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()) and factory in FACTORIES.values():
-        return {k: v for k, v in arguments.items() if k != "use_difficult" or k in parameters}
+    """The arguments a factory takes: those it names, and those of StoredDataset when it is one and passes more on."""
+    parameters = dict(inspect.signature(factory).parameters)
+    passes_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    if passes_on and isinstance(factory, type) and issubclass(factory, StoredDataset):
+        parameters |= inspect.signature(StoredDataset).parameters
     return {k: v for k, v in arguments.items() if k in parameters}
 
 
-def find_source(name: str, catalog: Any, is_train: bool, root: str | None = None, keypoints: bool = False) -> Source:
+def find_source(
+    name: str, catalog: Any, is_train: bool, root: str | None = None, keypoints: bool = False, masks: bool = False
+) -> Source:
     """What a name or a path means, without reading annotations."""
     known = getattr(catalog, "DATASETS", {})
     path = Path(name).expanduser()
     if name not in known and path.is_dir():
-        return recognise_folder(path, is_train, keypoints)
+        return recognise_folder(path, is_train, keypoints, masks)
     if name not in known and path.is_file():
-        return _coco_source(path, f"{name}: a COCO annotation file")
+        if path.suffix == ".json":
+            return _coco_source(path, f"{name}: a COCO annotation file")
+        arguments, words = find_yolo(path, is_train, masks)
+        return Source(YOLODataset, arguments, f"{name}: {words}")
     if name not in known and ("/" in name or path.is_absolute()):
         raise FileNotFoundError(f"no folder or file {name}, and no data set of the catalog has that name")
     entry = catalog.get(name, root) if "root" in inspect.signature(catalog.get).parameters else catalog.get(name)
@@ -103,37 +117,22 @@ def find_source(name: str, catalog: Any, is_train: bool, root: str | None = None
     return Source(factory, dict(entry["args"]), f"{name}: from the catalog")
 
 
-def recognise_folder(folder: Path, is_train: bool, keypoints: bool = False) -> Source:
-    """What kind of data set a folder holds, looked for at its root and up to two levels below."""
-    voc = _voc_root(folder)
+def recognise_folder(folder: Path, is_train: bool, keypoints: bool = False, masks: bool = False) -> Source:
+    """What kind of data set a folder holds; COCO and VOC are also looked for up to two levels below.
+
+    Raises:
+        NoSplitError: when it holds none of the known ones, or one that lacks the wanted split.
+    """
     files = _coco_files(folder, is_train, keypoints)
     if files:
         kind = "toy data set" if (folder / MARKER).is_file() else "COCO layout"
         return _coco_source(files[0], f"{folder}: {kind}, {files[0].relative_to(folder)}")
-    if voc:
-        split = _voc_split(voc, is_train)
-        return Source(PascalVOCDataset, {"data_dir": str(voc), "split": split}, f"{folder}: VOC layout, ImageSets/Main/{split}.txt")
-    splits = " or ".join(TRAIN_SPLITS if is_train else TEST_SPLITS)
-    raise NoSplitError(
-        f"{folder}: no data set recognised for {'training' if is_train else 'testing'}. COCO layout: annotations/instances_SPLIT.json and"
-        f" a folder of images SPLIT*, SPLIT being {splits}. VOC layout: Annotations/*.xml, ImageSets/Main/*.txt, JPEGImages."
-    )
-
-
-def _voc_root(folder: Path) -> Path | None:
-    candidates = [folder, *sorted(folder.glob("*")), *sorted(folder.glob("*/*"))]
-    return next((p for p in candidates if (p / "Annotations").is_dir() and (p / "ImageSets" / "Main").is_dir()), None)
-
-
-def _voc_split(voc: Path, is_train: bool) -> str:
-    """With a list `test`, `trainval` is trained on and `test` is tested; without, `train` and `val`."""
-    there = {p.stem for p in (voc / "ImageSets" / "Main").glob("*.txt")}
-    order = ("trainval", "train") if "test" in there else ("train", "trainval")
-    for split in order if is_train else ("test", "val"):
-        if split in there:
-            return split
-    expected = " or ".join(order if is_train else ("test", "val"))
-    raise NoSplitError(f"{voc / 'ImageSets' / 'Main'}: expected a list {expected}, found {sorted(there)}")
+    for factory, find in LAYOUTS:
+        found = find(folder, is_train, masks)
+        if found:
+            return Source(factory, found[0], f"{folder}: {found[1]}")
+    purpose = "training" if is_train else "testing"
+    raise NoSplitError(f"{folder}: no data set recognised for {purpose}. {EXPECTED}; SPLIT being {' or '.join(splits(is_train))}.")
 
 
 def _coco_files(folder: Path, is_train: bool, keypoints: bool) -> list[Path]:
@@ -152,7 +151,7 @@ def _split_of(path: Path, is_train: bool) -> int | None:
     """How well a file's name says the wanted split (0 best), or None when it says another."""
     name = path.parent.name if path.name == "_annotations.coco.json" else path.stem
     words = name.replace("-", "_").split("_")
-    for rank, split in enumerate(TRAIN_SPLITS if is_train else TEST_SPLITS):
+    for rank, split in enumerate(splits(is_train)):
         if any(word.startswith(split) for word in words):
             return rank
     return None

@@ -101,7 +101,10 @@ class StoredDataset(Dataset):
         """Sizes that the annotations do not give come from the images."""
         store = self.annotations
         for i in np.flatnonzero((store.widths <= 0) | (store.heights <= 0)).tolist():
-            store.widths[i], store.heights[i] = photo_size(os.path.join(self.root, store.file_names[i]))
+            path = os.path.join(self.root, store.file_names[i])
+            if not os.path.isfile(path):
+                raise FileNotFoundError(f"no image file {path} for image {store.image_label(i)}, whose annotations do not say its size")
+            store.widths[i], store.heights[i] = photo_size(path)
 
     def _name_points(self) -> None:
         names = [c["keypoints"] for c in self.annotations.categories if "keypoints" in c and c["name"] in self.class_names]
@@ -173,6 +176,14 @@ class StoredDataset(Dataset):
     def id_to_img_map(self) -> dict[int, int]:
         """Image id of the file for each index."""
         return dict(enumerate(self.annotations.image_ids[self.images].tolist()))
+
+    def image_labels(self) -> tuple[np.ndarray, np.ndarray]:
+        """The image (as index of the data set) and the label of every object that is trained on. [n], [n] int64"""
+        place = np.full(len(self.annotations), -1)
+        place[self.images] = np.arange(len(self))
+        owners = place[self.annotations.annotation_images]
+        kept = self.usable & (owners >= 0)
+        return owners[kept], self.labels[kept]
 
     def rows(self, i: int) -> np.ndarray:
         """Annotations an image is trained on, as places in the store."""

@@ -5,10 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...layers.blocks import NormFactory
+from ...layers.deform_conv import DFConv2d
 
 BLOCK_COUNTS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -27,16 +31,21 @@ def _downsample(in_channels: int, out_channels: int, stride: int, norm: NormFact
 
 
 class Stem(nn.Module):
-    """The first convolution and pooling: a quarter of the image's size."""
+    """The first convolution and pooling: a quarter of the image's size.
 
-    def __init__(self, out_channels: int, norm: NormFactory):
+    Args:
+        pool_padding: of the pooling; without any, its last window may reach beyond the border.
+    """
+
+    def __init__(self, out_channels: int, norm: NormFactory, pool_padding: int = 1):
         super().__init__()
+        self.pool_padding = pool_padding
         self.conv1 = _conv(3, out_channels, 7, stride=2)
         self.bn1 = norm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu_(self.bn1(self.conv1(x)))
-        return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+        return F.max_pool2d(x, kernel_size=3, stride=2, padding=self.pool_padding, ceil_mode=self.pool_padding == 0)
 
 
 class Bottleneck(nn.Module):
@@ -45,6 +54,7 @@ class Bottleneck(nn.Module):
     Args:
         stride_in_1x1: whether the first 1x1 convolution has the stride, as in the original models, or the 3x3.
         groups, dilation: of the 3x3 convolution; a dilated block keeps its size.
+        deformable: makes the 3x3 convolution from (in_channels, out_channels, 3, stride, dilation, groups) when it is not a plain one.
     """
 
     def __init__(
@@ -57,6 +67,7 @@ class Bottleneck(nn.Module):
         stride_in_1x1: bool = True,
         groups: int = 1,
         dilation: int = 1,
+        deformable: Callable[..., nn.Module] | None = None,
     ):
         super().__init__()
         stride = 1 if dilation > 1 else stride
@@ -64,7 +75,7 @@ class Bottleneck(nn.Module):
         self.downsample = _downsample(in_channels, out_channels, stride, norm)
         self.conv1 = _conv(in_channels, mid_channels, 1, stride1)
         self.bn1 = norm(mid_channels)
-        self.conv2 = _conv(mid_channels, mid_channels, 3, stride3, dilation, groups)
+        self.conv2 = (deformable or _conv)(mid_channels, mid_channels, 3, stride3, dilation, groups)
         self.bn2 = norm(mid_channels)
         self.conv3 = _conv(mid_channels, out_channels, 1)
         self.bn3 = norm(out_channels)
@@ -105,6 +116,9 @@ class StageBuilder:
         stride_in_1x1: see Bottleneck.
         res5_dilation: dilation of the last stage; above 1 it keeps the size.
         norm: makes the norm of so many channels.
+        stages_with_dcn: which of the stages 1 to 4 have deformable 3x3 convolutions.
+        modulated_dcn, deformable_groups: see DFConv2d.
+        stem_pool_padding: see Stem.
     """
 
     def __init__(
@@ -117,9 +131,18 @@ class StageBuilder:
         stride_in_1x1: bool,
         res5_dilation: int,
         norm: NormFactory,
+        stages_with_dcn: Sequence[bool] = (False, False, False, False),
+        modulated_dcn: bool = False,
+        deformable_groups: int = 1,
+        stem_pool_padding: int = 1,
     ):
         if depth not in BLOCK_COUNTS:
             raise ValueError(f"ResNet: expected a depth of {sorted(BLOCK_COUNTS)}, got {depth}")
+        if depth < 50 and any(stages_with_dcn):
+            raise ValueError(f"deformable convolutions need a ResNet of 50 layers or more, got {depth}: its blocks have no 3x3 bottleneck")
+        self.stages_with_dcn = tuple(stages_with_dcn)
+        self.make_deformable = partial(DFConv2d, modulated=modulated_dcn, deformable_groups=deformable_groups)
+        self.stem_pool_padding = stem_pool_padding
         self.depth = depth
         self.stem_channels = stem_channels
         self.res2_channels = res2_channels
@@ -134,7 +157,7 @@ class StageBuilder:
         return self.res2_channels * 2 ** (stage - 1) if stage else self.stem_channels
 
     def stem(self) -> Stem:
-        return Stem(self.stem_channels, self.norm)
+        return Stem(self.stem_channels, self.norm, self.stem_pool_padding)
 
     def stage(self, stage: int, blocks: int | None = None) -> nn.Sequential:
         """Stage 1 to 4; the first has stride 1, the others 2."""
@@ -149,7 +172,8 @@ class StageBuilder:
             return BasicBlock(in_channels, out_channels, stride, self.norm)
         mid_channels = self.groups * self.width_per_group * 2 ** (stage - 1)
         dilation = self.res5_dilation if stage == 4 else 1
-        return Bottleneck(in_channels, mid_channels, out_channels, stride, self.norm, self.stride_in_1x1, self.groups, dilation)
+        deformable = self.make_deformable if self.stages_with_dcn[stage - 1] else None
+        return Bottleneck(in_channels, mid_channels, out_channels, stride, self.norm, self.stride_in_1x1, self.groups, dilation, deformable)
 
 
 class ResNet(nn.Module):

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...layers.blocks import NormFactory, conv, init_normal, linear
-from ...layers.nms import batched_nms_keep
+from ...layers.nms import batched_nms_keep, move_apart
 from ...structures.bounding_box import BoxListBatch, Detections, fill_unused
 from ..box_coder import BoxCoder, clip_boxes
-from ..losses import count, cross_entropy, smooth_l1
+from ..losses import RegressionLoss, count, cross_entropy
 from ..matcher import Matcher
 from ..poolers import Pooler, RoIs, is_static
 from ..sampler import BalancedSampler
@@ -70,7 +70,14 @@ class XConvFeatureExtractor(nn.Module):
     """
 
     def __init__(
-        self, pooler: Pooler, in_channels: int, conv_channels: int, num_convs: int, dilation: int, hidden: int, norm: NormFactory | None = None
+        self,
+        pooler: Pooler,
+        in_channels: int,
+        conv_channels: int,
+        num_convs: int,
+        dilation: int,
+        hidden: int,
+        norm: NormFactory | None = None,
     ):
         super().__init__()
         self.pooler = pooler
@@ -128,7 +135,10 @@ class BoxTargets:
         """Samples, positives first, with fields `labels` [N, S] (0 background), `matched_inds` [N, S] (object, 0 for background) and
         `positive` [N, S]; the first `positive_slots` can be positive.
         """
-        matches = self.matcher(targets.boxes, targets.valid, proposals.boxes, self.pixel)
+        rivals = proposals.valid
+        if "is_object" in proposals.fields:
+            rivals = rivals & ~proposals.get_field("is_object")
+        matches = self.matcher(targets.boxes, targets.valid, proposals.boxes, self.pixel, rivals)
         objects = matches.clamp(min=0)
         labels = targets.get_field("labels").gather(1, objects)
         labels = torch.where(matches == Matcher.BELOW_LOW_THRESHOLD, 0, labels)
@@ -147,17 +157,17 @@ class BoxTargets:
 
 
 class BoxLoss:
-    """Cross-entropy of the class, smooth L1 of the box of the object's class.
+    """Cross-entropy of the class, and a loss of the box of the object's class.
 
     Args:
-        box_coder: encodes the regression's targets.
-        beta: of smooth L1.
+        box_coder: between regression and boxes.
+        box_loss: of the regression.
         class_agnostic: whether boxes don't depend on the class.
     """
 
-    def __init__(self, box_coder: BoxCoder, beta: float, class_agnostic: bool):
+    def __init__(self, box_coder: BoxCoder, box_loss: RegressionLoss, class_agnostic: bool):
         self.box_coder = box_coder
-        self.beta = beta
+        self.box_loss = box_loss
         self.class_agnostic = class_agnostic
 
     def __call__(self, logits: Tensor, regression: Tensor, rois: RoIs, samples: BoxListBatch, targets: BoxListBatch) -> dict[str, Tensor]:
@@ -172,13 +182,12 @@ class BoxLoss:
         """
         labels, positive = rois.take(samples.get_field("labels")), rois.take(samples.get_field("positive"))
         objects = targets.boxes[rois.image_inds, rois.take(samples.get_field("matched_inds"))]
-        codes = self.box_coder.encode(objects, rois.boxes)
         box_class = torch.ones_like(labels) if self.class_agnostic else labels
         own = box_class[:, None] * 4 + torch.arange(4, device=labels.device)
         normalizer = count(rois.valid)
         return {
             "loss_classifier": cross_entropy(logits, labels, rois.valid) / normalizer,
-            "loss_box_reg": smooth_l1(regression.gather(1, own), codes, positive, self.beta) / normalizer,
+            "loss_box_reg": self.box_loss(self.box_coder, regression.gather(1, own), rois.boxes, objects, positive) / normalizer,
         }
 
 
@@ -193,6 +202,8 @@ class DetectionSelector:
         ties: extra slots for detections that score as much as the last.
         min_size: least width and height, pixels.
         pixel: the pixel rule.
+        nms_offset: whether classes are kept apart in the suppression by moving their boxes.
+        nms_original: whether overlaps are those in pixels of the original image, where proposals have a field `scale`.
     """
 
     def __init__(
@@ -204,6 +215,8 @@ class DetectionSelector:
         ties: int,
         min_size: float,
         pixel: int,
+        nms_offset: bool = False,
+        nms_original: bool = False,
     ):
         self.box_coder = box_coder
         self.score_thresh = score_thresh
@@ -212,6 +225,8 @@ class DetectionSelector:
         self.ties = ties
         self.min_size = min_size
         self.pixel = pixel
+        self.nms_offset = nms_offset
+        self.nms_original = nms_original
 
     def __call__(self, logits: Tensor, regression: Tensor, proposals: BoxListBatch) -> Detections:
         """Selects detections.
@@ -221,12 +236,33 @@ class DetectionSelector:
             regression: [N, P, 4 * box classes]
             proposals: P slots an image.
         """
-        scores = logits.float().softmax(dim=-1)[..., 1:].transpose(1, 2)  # [N, K - 1, P]
+        scale = proposals.fields.get("scale") if self.nms_original else None
+        return self.select(*self.candidates(logits, regression, proposals), proposals.sizes, scale)
+
+    def candidates(self, logits: Tensor, regression: Tensor, proposals: BoxListBatch) -> tuple[Tensor, Tensor]:
+        """Box and score of every class of every proposal; arguments as for a call.
+
+        Returns:
+            Boxes, clipped, [N, K - 1, P, 4], and scores, -1 in slots that are not in use, [N, K - 1, P].
+        """
+        scores = logits.float().softmax(dim=-1)[..., 1:].transpose(1, 2)
         boxes = self.class_boxes(regression, proposals, scores.shape[1])
+        return boxes, torch.where(proposals.valid[:, None], scores, -1.0)
+
+    def select(self, boxes: Tensor, scores: Tensor, sizes: Tensor, scale: Tensor | None = None) -> Detections:
+        """Candidates to detections.
+
+        Args:
+            boxes, scores: what `candidates` returns.
+            sizes: (width, height) of the images. [N, 2]
+            scale: of the image on which each box suppresses others; None for the image as it is. [N, P]
+        """
         large_enough = (boxes[..., 2:] - boxes[..., :2] + self.pixel >= self.min_size).all(dim=-1)
-        valid = (scores > self.score_thresh) & large_enough & proposals.valid[:, None]
-        keep = batched_nms_keep(boxes.flatten(0, 1), scores.flatten(0, 1), valid.flatten(0, 1), self.nms_thresh, self.pixel)
-        return self._best_of_all(boxes, torch.where(keep.view_as(valid), scores, -torch.inf), proposals)
+        valid = (scores > self.score_thresh) & large_enough
+        rivals = boxes if scale is None else boxes / scale[:, None, :, None]
+        rivals = move_apart(rivals, valid) if self.nms_offset else rivals
+        keep = batched_nms_keep(rivals.flatten(0, 1), scores.flatten(0, 1), valid.flatten(0, 1), self.nms_thresh, self.pixel)
+        return self._best_of_all(boxes, torch.where(keep.view_as(valid), scores, -torch.inf), sizes)
 
     def class_boxes(self, regression: Tensor, proposals: BoxListBatch, classes: int) -> Tensor:
         """The box of every object class of every proposal, clipped. [N, K - 1, P, 4]"""
@@ -234,7 +270,7 @@ class DetectionSelector:
         boxes = clip_boxes(boxes, proposals.sizes, self.pixel).transpose(1, 2)[:, 1:]
         return boxes.expand(-1, classes, -1, -1)
 
-    def _best_of_all(self, boxes: Tensor, scores: Tensor, proposals: BoxListBatch) -> Detections:
+    def _best_of_all(self, boxes: Tensor, scores: Tensor, sizes: Tensor) -> Detections:
         num_proposals = scores.shape[2]
         candidates = scores.shape[1] * num_proposals
         slots = min(self.detections_per_img + self.ties, candidates)
@@ -242,7 +278,7 @@ class DetectionSelector:
         limit = min(self.detections_per_img, slots)
         valid = (scores > -torch.inf) & (scores >= scores[:, limit - 1 : limit])
         chosen = boxes.flatten(1, 2).gather(1, inds[..., None].expand(-1, -1, 4))
-        out = Detections(fill_unused(chosen, valid), valid, proposals.sizes, pixel=self.pixel)
+        out = Detections(fill_unused(chosen, valid), valid, sizes, pixel=self.pixel)
         out.add_field("scores", torch.where(valid, scores, 0.0))
         out.add_field("labels", torch.where(valid, inds // num_proposals + 1, 0))
         out.truncated = valid[:, -1] & (limit < slots < candidates)
@@ -283,9 +319,20 @@ class ROIBoxHead(nn.Module):
         """Features of the RoIs, samples or detections, and losses; without targets detections and no losses."""
         if targets is not None:
             proposals = self.targets(proposals, targets, keys)
-        rois = RoIs.flatten(proposals, is_static(self.static_shapes, proposals.boxes.device))
-        x = self.feature_extractor(features, rois)
-        logits, regression = self.predictor(x)
+        rois, x, logits, regression = self._predictions(features, proposals, keys)
         if targets is not None:
             return x, proposals, self.loss(logits, regression, rois, proposals, targets)
         return x, self.selector(rois.scatter(logits), rois.scatter(regression), proposals), {}
+
+    def _predictions(
+        self, features: list[Tensor], proposals: BoxListBatch, keys: Tensor | None = None
+    ) -> tuple[RoIs, Tensor, Tensor, Tensor]:
+        rois = RoIs.flatten(proposals, is_static(self.static_shapes, proposals.boxes.device))
+        rois.keys = keys
+        x = self.feature_extractor(features, rois)
+        return rois, x, *self.predictor(x)
+
+    def candidates(self, features: list[Tensor], proposals: BoxListBatch) -> tuple[Tensor, Tensor]:
+        """Boxes and scores before anything is selected, as `DetectionSelector.candidates` returns them."""
+        rois, _, logits, regression = self._predictions(features, proposals)
+        return self.selector.candidates(rois.scatter(logits), rois.scatter(regression), proposals)

@@ -200,7 +200,9 @@ class ROIMaskHead(nn.Module):
         static_shapes: "auto", True or False.
     """
 
-    def __init__(self, feature_extractor: nn.Module, predictor: nn.Module, loss: MaskLoss, share_box_features: bool, static_shapes: str | bool):
+    def __init__(
+        self, feature_extractor: nn.Module, predictor: nn.Module, loss: MaskLoss, share_box_features: bool, static_shapes: str | bool
+    ):
         super().__init__()
         self.feature_extractor = feature_extractor
         self.predictor = predictor

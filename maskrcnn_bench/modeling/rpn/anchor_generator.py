@@ -67,6 +67,8 @@ class AnchorGenerator(nn.Module):
         rule: how a cell's anchors are placed and rounded, a key of ANCHOR_RULES.
         order: "ratio_major" or "size_major".
         straddle_thresh: how far anchors may cross the border in training, pixels; below 0 as far as they like.
+        own_padding: in training, anchors are left out whose centre lies beyond their image padded to a multiple of this, pixels; 0: none.
+        measured_strides: whether the distance of anchors follows the sizes of the features, whose finest level divides the padded image.
     Raises:
         ValueError: when there are not as many size tuples as strides.
     """
@@ -79,34 +81,49 @@ class AnchorGenerator(nn.Module):
         rule: str,
         order: str,
         straddle_thresh: float = -1,
+        own_padding: int = 0,
+        measured_strides: bool = False,
     ):
         super().__init__()
         if len(sizes) != len(strides):
-            raise ValueError(f"anchors: {len(strides)} levels (ANCHOR_STRIDE {strides}) need as many ANCHOR_SIZES, got {len(sizes)}: {sizes}")
+            raise ValueError(
+                f"anchors: {len(strides)} levels (ANCHOR_STRIDE {strides}) need as many ANCHOR_SIZES, got {len(sizes)}: {sizes}"
+            )
         cells = [ANCHOR_RULES[rule](stride, s, aspect_ratios, order) for stride, s in zip(strides, sizes, strict=True)]
         self.cell_anchors = _Buffers([torch.tensor(c, dtype=torch.float32) for c in cells])
         self.strides = strides
         self.straddle_thresh = straddle_thresh
+        self.own_padding = own_padding
+        self.measured_strides = measured_strides
 
     def num_anchors_per_location(self) -> list[int]:
         return [len(cell) for cell in self.cell_anchors]
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """The anchors of each level, xyxy, pixels of the padded image, by row, column, anchor. L x [H * W * A, 4]"""
-        return [self._grid(f, cell, stride) for f, cell, stride in zip(features, self.cell_anchors, self.strides, strict=True)]
+        strides = [(stride, stride) for stride in self.strides]
+        if self.measured_strides:
+            padded = [side * self.strides[0] for side in features[0].shape[-2:]]
+            strides = [(padded[0] // f.shape[-2], padded[1] // f.shape[-1]) for f in features]
+        return [self._grid(f, cell, stride) for f, cell, stride in zip(features, self.cell_anchors, strides, strict=True)]
 
     @staticmethod
-    def _grid(feature: Tensor, cell: Tensor, stride: int) -> Tensor:
+    def _grid(feature: Tensor, cell: Tensor, stride: tuple[int, int]) -> Tensor:
         height, width = feature.shape[-2:]
-        y = torch.arange(height, device=feature.device, dtype=torch.float32) * stride
-        x = torch.arange(width, device=feature.device, dtype=torch.float32) * stride
+        y = torch.arange(height, device=feature.device, dtype=torch.float32) * stride[0]
+        x = torch.arange(width, device=feature.device, dtype=torch.float32) * stride[1]
         shift_x, shift_y = x[None, :].expand(height, -1), y[:, None].expand(-1, width)
         shifts = torch.stack([shift_x, shift_y, shift_x, shift_y], dim=-1)
         return (shifts[:, :, None] + cell).reshape(-1, 4)
 
     def visible(self, anchors: Tensor, sizes: Tensor) -> Tensor:
         """Which anchors may be used in training, given each image's (width, height) [N, 2]. [N, A]"""
+        out = torch.ones((len(sizes), len(anchors)), dtype=torch.bool, device=anchors.device)
+        if self.own_padding:
+            # A larger image of the batch may pad further. Centres are multiples of the stride, so half a pixel separates them.
+            end = (sizes / self.own_padding).ceil() * self.own_padding - 0.5
+            out = out & ((anchors[:, :2] + anchors[:, 2:]) / 2 < end[:, None]).all(dim=2)
         if self.straddle_thresh < 0:
-            return torch.ones((len(sizes), len(anchors)), dtype=torch.bool, device=anchors.device)
+            return out
         low = (anchors[:, :2] >= -self.straddle_thresh).all(dim=1)
-        return low & (anchors[None, :, 2:] < sizes[:, None] + self.straddle_thresh).all(dim=2)
+        return out & low & (anchors[None, :, 2:] < sizes[:, None] + self.straddle_thresh).all(dim=2)

@@ -5,18 +5,20 @@ Everything is batched over images and levels and has fixed shapes; A anchors of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...layers.blocks import init_normal
-from ...layers.nms import batched_nms_keep
+from ...layers.nms import batched_nms_keep, move_apart
 from ...structures.bounding_box import BoxListBatch, fill_unused
 from ...structures.image_list import ImageList
 from ..box_coder import BoxCoder, clip_boxes
-from ..losses import binary_cross_entropy, count, smooth_l1
+from ..losses import RegressionLoss, binary_cross_entropy, count
 from ..matcher import Matcher
-from ..sampler import BalancedSampler
+from ..sampler import BalancedSampler, Samples
 from .anchor_generator import AnchorGenerator
 
 
@@ -61,6 +63,8 @@ class ProposalSelector:
         drop_empty: whether boxes of exactly `min_size` go too.
         rank_by: "probability" or "logit".
         pixel: the pixel rule.
+        nms_offset: whether levels are kept apart in the suppression by moving their boxes.
+        zero_boxes: whether slots without a proposal hold boxes of zeros that are in use.
     """
 
     def __init__(
@@ -75,6 +79,8 @@ class ProposalSelector:
         drop_empty: bool,
         rank_by: str,
         pixel: int,
+        nms_offset: bool = False,
+        zero_boxes: bool = False,
     ):
         self.box_coder = box_coder
         self.pre_nms_top_n = pre_nms_top_n
@@ -86,6 +92,8 @@ class ProposalSelector:
         self.drop_empty = drop_empty
         self.rank_by = rank_by
         self.pixel = pixel
+        self.nms_offset = nms_offset
+        self.zero_boxes = zero_boxes
 
     def __call__(self, anchors: list[Tensor], objectness: list[Tensor], regression: list[Tensor], sizes: Tensor) -> BoxListBatch:
         """Selects proposals.
@@ -103,8 +111,9 @@ class ProposalSelector:
         boxes = torch.stack([_pad_slots(b, slots, 0.0) for b, _ in levels], dim=1)  # [N, L, slots, 4]
         scores = torch.stack([_pad_slots(s, slots, -torch.inf) for _, s in levels], dim=1)
         valid = self._large_enough(boxes) & (scores > -torch.inf)
+        rivals = move_apart(boxes, valid) if self.nms_offset else boxes
         keep = batched_nms_keep(
-            boxes.flatten(0, 1), scores.flatten(0, 1), valid.flatten(0, 1), self.nms_thresh, self.pixel, self.post_nms_top_n
+            rivals.flatten(0, 1), scores.flatten(0, 1), valid.flatten(0, 1), self.nms_thresh, self.pixel, self.post_nms_top_n
         )
         scores = torch.where(keep.view_as(valid), scores, -torch.inf).flatten(1)
         return self._best_of_all(boxes.flatten(1, 2), scores, sizes, num_levels=len(levels))
@@ -130,8 +139,13 @@ class ProposalSelector:
         scores, inds = scores[:, :limit], inds[:, :limit]
         valid = scores > -torch.inf
         chosen = boxes.gather(1, inds[..., None].expand(-1, -1, 4))
+        scores = torch.where(valid, scores, 0.0)
+        if self.zero_boxes:
+            chosen = _pad_slots(torch.where(valid[..., None], chosen, 0.0), limit, 0.0)
+            scores = _pad_slots(scores, limit, 0.0)
+            valid = torch.ones_like(scores, dtype=torch.bool)
         batch = BoxListBatch(fill_unused(chosen, valid), valid, sizes, pixel=self.pixel)
-        batch.add_field("objectness", torch.where(valid, scores, 0.0))
+        batch.add_field("objectness", scores)
         return batch
 
     def _best_of_batch(self, scores: Tensor) -> Tensor:
@@ -147,7 +161,7 @@ def _pad_slots(x: Tensor, slots: int, value: float) -> Tensor:
 
 
 def append_objects(proposals: BoxListBatch, targets: BoxListBatch) -> BoxListBatch:
-    """Proposals with the ground truth behind them, so that there is something to learn from at the start."""
+    """Proposals with the ground truth behind them, so that there is something to learn from at the start; the field `is_object` tells."""
     out = BoxListBatch(
         torch.cat([proposals.boxes, targets.boxes], dim=1),
         torch.cat([proposals.valid, targets.valid], dim=1),
@@ -156,7 +170,25 @@ def append_objects(proposals: BoxListBatch, targets: BoxListBatch) -> BoxListBat
     )
     objectness = proposals.get_field("objectness")
     out.add_field("objectness", torch.cat([objectness, torch.ones_like(targets.boxes[..., 0])], dim=1))
+    out.add_field("is_object", torch.cat([torch.zeros_like(proposals.valid), torch.ones_like(targets.valid)], dim=1))
     return out
+
+
+def count_one_of_each(samples: Samples, _: int) -> Tensor:
+    """The anchors drawn; an image without positives, or without negatives, counts one of them."""
+    positive = samples.positive.sum(dim=1).clamp(min=1)
+    return (positive + (samples.valid & ~samples.positive).sum(dim=1).clamp(min=1)).sum()
+
+
+RPN_NORMALIZERS: dict[str, Callable[[Samples, int], Tensor | int]] = {
+    "sampled": lambda samples, _: count(samples.valid),
+    "configured": lambda samples, batch_size_per_image: batch_size_per_image * len(samples.valid),
+    "one_of_each": count_one_of_each,
+    "last_image": lambda samples, _: count(samples.valid),
+}
+"""What the losses of the RPN are divided by: (samples, configured anchors an image) -> number."""
+RPN_BOX_NORMALIZERS = RPN_NORMALIZERS | {"last_image": lambda samples, _: len(samples.valid) * count(samples.valid[-1])}
+"""The same for the loss of the boxes."""
 
 
 class RPNLoss:
@@ -166,18 +198,29 @@ class RPNLoss:
         matcher: anchors to objects.
         sampler: draws the anchors that count.
         box_coder: encodes the regression's targets.
-        normalizer: "sampled" divides by the anchors drawn, "configured" by the sampler's size for each image.
-        beta: of smooth L1.
+        normalizer: a key of RPN_NORMALIZERS.
+        box_loss: of the regression.
         pixel: the pixel rule.
+        only_visible_compete: whether the best anchor of an object is looked for among the anchors that may be used, or among all.
     """
 
-    def __init__(self, matcher: Matcher, sampler: BalancedSampler, box_coder: BoxCoder, normalizer: str, beta: float, pixel: int):
+    def __init__(
+        self,
+        matcher: Matcher,
+        sampler: BalancedSampler,
+        box_coder: BoxCoder,
+        normalizer: str,
+        box_loss: RegressionLoss,
+        pixel: int,
+        only_visible_compete: bool = False,
+    ):
         self.matcher = matcher
         self.sampler = sampler
         self.box_coder = box_coder
-        self.normalizer = normalizer
-        self.beta = beta
+        self.normalizer, self.box_normalizer = RPN_NORMALIZERS[normalizer], RPN_BOX_NORMALIZERS[normalizer]
+        self.box_loss = box_loss
         self.pixel = pixel
+        self.only_visible_compete = only_visible_compete
 
     def __call__(
         self, anchors: Tensor, visible: Tensor, objectness: Tensor, regression: Tensor, targets: BoxListBatch, keys: Tensor
@@ -192,23 +235,20 @@ class RPNLoss:
             targets: ground truth.
             keys: random key of each image. [N]
         """
-        matches = self.matcher(targets.boxes, targets.valid, anchors, self.pixel)
+        rivals = visible if self.only_visible_compete else None
+        matches = self.matcher(targets.boxes, targets.valid, anchors, self.pixel, rivals)
         labels = torch.where(matches >= 0, 1, torch.where(matches == Matcher.BELOW_LOW_THRESHOLD, 0, -1))
         samples = self.sampler(torch.where(visible, labels, -1), keys)
         inds = samples.inds[..., None].expand(-1, -1, 4)
         drawn = samples.inds[:, : self.sampler.quota(labels.shape[1])]
         positive = samples.positive[:, : drawn.shape[1]]
         objects = matches.gather(1, drawn).clamp(min=0)
-        codes = self.box_coder.encode(targets.boxes.gather(1, objects[..., None].expand(-1, -1, 4)), anchors[drawn])
-        normalizer = self._normalizer(samples.valid)
-        box_loss = smooth_l1(regression.gather(1, inds[:, : drawn.shape[1]]), codes, positive, self.beta)
+        own = targets.boxes.gather(1, objects[..., None].expand(-1, -1, 4))
+        codes = regression.gather(1, inds[:, : drawn.shape[1]])
+        box_loss = self.box_loss(self.box_coder, codes, anchors[drawn], own, positive)
+        normalizer, box_normalizer = (n(samples, self.sampler.batch_size_per_image) for n in (self.normalizer, self.box_normalizer))
         loss = binary_cross_entropy(objectness.gather(1, samples.inds), samples.positive, samples.valid)
-        return {"loss_objectness": loss / normalizer, "loss_rpn_box_reg": box_loss / normalizer}
-
-    def _normalizer(self, valid: Tensor) -> Tensor | int:
-        if self.normalizer == "configured":
-            return self.sampler.batch_size_per_image * len(valid)
-        return count(valid)
+        return {"loss_objectness": loss / normalizer, "loss_rpn_box_reg": box_loss / box_normalizer}
 
 
 class RPNModule(nn.Module):

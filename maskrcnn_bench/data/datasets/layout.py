@@ -1,0 +1,39 @@
+"""What it means to recognise a data set in a folder: the words that all layouts share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import Dataset
+
+TRAIN_SPLITS = ("train",)
+TEST_SPLITS = ("val", "valid", "test")
+NO_SPLITS = "which has no splits: every fifth image by name is for testing"
+
+
+class NoSplitError(ValueError):
+    """A folder that holds no data set of the wanted split."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that was recognised: its class, its arguments, and what to tell the user."""
+
+    factory: Callable[..., Dataset]
+    arguments: dict[str, Any]
+    described: str
+
+
+def splits(is_train: bool) -> tuple[str, ...]:
+    """What the split of training, or that of testing, may be called; the best name first."""
+    return TRAIN_SPLITS if is_train else TEST_SPLITS
+
+
+def every_fifth(count: int, split: str) -> list[int]:
+    """Which of `count` images, in the order of their names, belong to a split ("train", "test", "all") where a data set has none.
+
+    Every fifth is tested and the others are trained on; of fewer than five, all are in both.
+    """
+    return [i for i in range(count) if split == "all" or count < 5 or (i % 5 == 4) == (split == "test")]
