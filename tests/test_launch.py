@@ -391,7 +391,7 @@ def test_shards_of_any_size_and_a_process_that_is_missing(repository, tmp_path):
 def test_sigterm_saves_and_a_new_start_goes_on(trained, repository):
     endless = ("SOLVER.MAX_ITER", "10000", "SOLVER.CHECKPOINT_PERIOD", "10000")
     with Program(repository, ["tools/train_net.py", *words(trained, "killed", "--skip-test", *endless)]) as program:
-        metrics, deadline = trained / "killed" / "metrics.jsonl", time.monotonic() + 60
+        metrics, deadline = trained / "killed" / "metrics.jsonl", time.monotonic() + 180
         while not (metrics.exists() and len(lines(metrics)) >= 2) and time.monotonic() < deadline:
             time.sleep(0.1)
         program.process.send_signal(signal.SIGTERM)
