@@ -46,13 +46,17 @@ def build_ops(package):
     spec = importlib.util.spec_from_file_location("_build", ROOT / "maskrcnn_bench" / "layers" / "_build.py")
     ops = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(ops)
-    library = package.resolve() / f"_C_{ops.base_key(ROOT / 'csrc')}.so"
     try:
-        ops.build(ROOT / "csrc", library, ops.find_compiler()[0], ops.find_ninja())
+        ops.build(ROOT / "csrc", library_place(package, ops), ops.find_compiler()[0], ops.find_ninja())
     except ops.BuildError as error:
         raise SystemExit(f"BUILD_OPS=1: {error}") from error
     except subprocess.CalledProcessError as error:
         raise SystemExit(f"BUILD_OPS=1: compiling csrc/ failed:\n{error.stdout}") from error
+
+
+def library_place(package, ops):
+    """Where layers/_ops.py looks for operators that were compiled while installing."""
+    return package.resolve() / "layers" / f"_C_{ops.base_key(ROOT / 'csrc')}.so"
 
 
 def version():
@@ -100,6 +104,8 @@ setup(
             "nbclient>=0.9",
             "nbformat>=5.9",
             "ipykernel>=6.29",
+            "timm>=1.0",
+            "tensorboard>=2.18",
         ],
         "demo": ["opencv-python>=4.9", "av>=12"],
     },

@@ -18,4 +18,12 @@ TORCH_LIBRARY(maskrcnn_bench, m) {
   m.def(
       "mask_rle(Tensor probs, Tensor boxes, int height, int width, float threshold, str rule, int padding, "
       "bool fused) -> str[]");
+  m.def(
+      "match(Tensor objects, Tensor valid, Tensor boxes, Tensor? rivals, float pixel, float high, float low, "
+      "bool low_quality, float least_overlap, bool to_best) -> Tensor");
+  m.def(
+      "decode_boxes(Tensor regression, Tensor anchors, Tensor inds, Tensor sizes, float[] weights, "
+      "float[] log_size_range, float pixel, float decode_pixel, bool clip, float min_size, bool strict) -> (Tensor, Tensor)");
+  m.def("sigmoid_focal_loss(Tensor logits, Tensor labels, float gamma, float alpha) -> Tensor");
+  m.def("sigmoid_focal_loss_backward(Tensor grad, Tensor logits, Tensor labels, float gamma, float alpha) -> Tensor");
 }

@@ -217,7 +217,7 @@ with torch.no_grad():
 sheet([draw_detections(picture, boxlist, CLASSES, score_thresh=0.6, enlarge=2) for picture, boxlist in zip(pictures, found)])
 '''
 
-OWN_DATA = '''
+OWN_DATA = """
 # %% [markdown]
 # # Your own data in five minutes
 #
@@ -277,7 +277,7 @@ for place, picture in enumerate(pictures):
 sheet
 # %% [markdown]
 # Or with a camera and your own pictures in a browser: `maskrcnn-bench demo --serve --weights ../output/own_data/run`.
-'''
+"""
 
 NOTEBOOKS = {"Mask_R-CNN_demo": COCO_DEMO, "shapes_from_zero": SHAPES, "own_data_in_five_minutes": OWN_DATA}
 

@@ -15,6 +15,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from maskrcnn_bench.demo.options import count, share
+
 DEFAULT_CONFIG = "caffe2/e2e_mask_rcnn_R_50_FPN_1x_caffe2.yaml"
 WINDOW = "maskrcnn_bench"
 PATIENCE = 10
@@ -58,12 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", default="", metavar="FILE", help=weights)
     parser.add_argument("--camera", type=int, default=0, metavar="N", help="which camera; %(default)s is the first")
     score = "least score of what is shown, 0 to 1; %(default)s"
-    parser.add_argument("--confidence-threshold", type=float, default=0.7, metavar="S", help=score)
+    parser.add_argument("--confidence-threshold", type=share, default=0.7, metavar="S", help=score)
     size = "shorter side that pictures are brought to, pixels; less is faster; %(default)s"
-    parser.add_argument("--min-image-size", type=int, default=224, metavar="N", help=size)
+    parser.add_argument("--min-image-size", type=count, default=224, metavar="N", help=size)
     heat = "show the masks' probabilities in a grid instead of the picture"
     parser.add_argument("--show-mask-heatmaps", action="store_true", help=heat)
-    parser.add_argument("--masks-per-dim", type=int, default=2, metavar="N", help="heat maps in a row of the grid; %(default)s")
+    parser.add_argument("--masks-per-dim", type=count, default=2, metavar="N", help="heat maps in a row of the grid; %(default)s")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes of the configuration: MODEL.DEVICE cpu")
     return parser
 

@@ -15,7 +15,9 @@ from dataclasses import asdict, dataclass
 
 from . import __version__
 
-OPS = ("nms", "roi_align", "roi_align_backward", "polygon_targets", "bitmap_targets")
+OPS = ("nms", "roi_align", "roi_align_backward", "polygon_targets", "bitmap_targets", "match", "decode_boxes")
+CUDA_OPS = ("sigmoid_focal_loss", "sigmoid_focal_loss_backward")
+"""Operators whose kernel is for CUDA alone; torch does as well on the CPU."""
 _OLDEST = {"torch": (2, 11), "torchvision": (0, 26)}
 _MARKS = {"ok": "ok    ", "note": "note  ", "broken": "BROKEN"}
 _COLOURS = {"ok": "\033[32m", "note": "\033[33m", "broken": "\033[31m"}
@@ -142,14 +144,24 @@ def _find_spec(name: str) -> str | None:
 
 
 def _ops() -> Iterator[Check]:
+    """What runs each operator, on each device that is there."""
+    import torch
+
     from .layers import _ops
 
     _ops.load()
-    for name in OPS:
-        implementation = _ops.implementation(name)
-        compiled = implementation == "csrc"
-        fix = "" if compiled else "the compiled operator is faster: it needs a compiler and ninja, see above"
-        yield Check(f"op {name}", implementation, "ok" if compiled else "note", fix)
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    for name in (*OPS, *CUDA_OPS):
+        used = {device: _ops.implementation(name, device) for device in devices}
+        slow = [
+            device for device, implementation in used.items() if implementation != "csrc" and not (name in CUDA_OPS and device == "cpu")
+        ]
+        fix = {
+            (): "",
+            ("cuda",): "the compiled CUDA operator is faster: it needs nvcc of the CUDA version of torch (CUDA_HOME names its folder)",
+        }.get(tuple(slow), "the compiled operator is faster: it needs a compiler and ninja, see above")
+        shown = ", ".join(f"{device} {implementation}" for device, implementation in used.items())
+        yield Check(f"op {name}", shown if "cuda" in used else f"{shown}, cuda no device", "note" if slow else "ok", fix)
 
 
 def _evaluator() -> Iterator[Check]:

@@ -232,7 +232,8 @@ def check_schedule(cfg: Any) -> None:
 
 
 def _require_ascending(steps: Sequence[int]) -> None:
-    if list(steps) != sorted(steps):
+    # What is said in epochs is compared once the data is known.
+    if not any(isinstance(step, str) for step in steps) and list(steps) != sorted(steps):
         raise ValueError(f"SOLVER.STEPS: expected ascending iterations, got {tuple(steps)}")
 
 
@@ -292,7 +293,7 @@ def _scale_with_batch(cfg: Any, fixed: Collection[str], world_size: int, per_pas
         return cfg, []
     values = {
         "SOLVER.BASE_LR": float(f"{solver.BASE_LR * factor:.12g}"),
-        "SOLVER.STEPS": tuple(round(step / factor) for step in solver.STEPS),
+        "SOLVER.STEPS": tuple(step if isinstance(step, str) else round(step / factor) for step in solver.STEPS),
         "SOLVER.MAX_ITER": math.ceil(solver.MAX_ITER / factor),
         "SOLVER.WARMUP_ITERS": round(solver.WARMUP_ITERS / factor),
     }
@@ -315,7 +316,10 @@ def _scale_top_n(cfg: Any, written: Collection[str], per_pass: int) -> tuple[Any
 
 
 def schedule_from_epochs(cfg: Any, command_line_keys: Collection[str], num_images: int) -> tuple[Any, list[str]]:
-    """Replaces MAX_ITER by MAX_EPOCHS passes over the data, and moves STEPS and WARMUP_ITERS in proportion.
+    """Turns epochs into iterations.
+
+    MAX_EPOCHS passes over the data replace MAX_ITER, and STEPS and WARMUP_ITERS move in proportion. STEPS, CHECKPOINT_PERIOD and
+    TEST_PERIOD may be said in epochs themselves ("8e").
 
     Args:
         command_line_keys: of these, STEPS and WARMUP_ITERS stay as they are.
@@ -324,19 +328,37 @@ def schedule_from_epochs(cfg: Any, command_line_keys: Collection[str], num_image
         A frozen copy of the config, and a line "key: old -> new" a change.
     """
     solver = cfg.SOLVER
+    cfg, lines = _from_epochs(cfg, num_images)
     if solver.MAX_EPOCHS <= 0:
-        return cfg, []
-    max_iter = max(math.ceil(solver.MAX_EPOCHS * num_images / solver.IMS_PER_BATCH - 1e-9), 1)
+        return cfg, lines
+    max_iter = _iterations(solver.MAX_EPOCHS, num_images, solver.IMS_PER_BATCH)
     factor = max_iter / max(solver.MAX_ITER, 1)
     values = {"SOLVER.MAX_ITER": max_iter}
     if "SOLVER.STEPS" not in command_line_keys:
-        values["SOLVER.STEPS"] = tuple(round(step * factor) for step in solver.STEPS)
+        pairs = zip(solver.STEPS, cfg.SOLVER.STEPS, strict=True)
+        values["SOLVER.STEPS"] = tuple(known if isinstance(said, str) else round(said * factor) for said, known in pairs)
     if "SOLVER.WARMUP_ITERS" not in command_line_keys:
         # A warm-up is needed for its own sake, so a long run does not stretch it; a short one must still leave it.
         values["SOLVER.WARMUP_ITERS"] = min(solver.WARMUP_ITERS, max(max_iter // 10, 1))
     head = f"SOLVER.MAX_EPOCHS {solver.MAX_EPOCHS:g} x {num_images} images / {solver.IMS_PER_BATCH} a step = {max_iter} iterations"
-    new, lines = changed(cfg, values)
-    return new, [head, *lines]
+    new, more = changed(cfg, values)
+    return new, [*lines, head, *more]
+
+
+def _iterations(epochs: float, num_images: int, images_per_step: int) -> int:
+    return max(math.ceil(epochs * num_images / images_per_step - 1e-9), 1)
+
+
+def _from_epochs(cfg: Any, num_images: int) -> tuple[Any, list[str]]:
+    """Replaces each "8e"."""
+
+    def known(value: Any) -> Any:
+        if isinstance(value, (tuple, list)):
+            return tuple(known(element) for element in value)
+        return _iterations(float(value[:-1]), num_images, cfg.SOLVER.IMS_PER_BATCH) if isinstance(value, str) else value
+
+    names = ("STEPS", "CHECKPOINT_PERIOD", "TEST_PERIOD")
+    return changed(cfg, {f"SOLVER.{name}": known(cfg.SOLVER[name]) for name in names})
 
 
 def changed(cfg: Any, values: dict[str, Any]) -> tuple[Any, list[str]]:

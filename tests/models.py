@@ -6,6 +6,7 @@ import torch
 
 from maskrcnn_bench.config import load_config
 from maskrcnn_bench.config.dialect import get_dialect
+from maskrcnn_bench.engine.inference import PREDICTIONS, save_predictions
 from maskrcnn_bench.modeling.detector import build_detection_model
 from maskrcnn_bench.structures.bounding_box import BoxList, BoxListBatch
 from maskrcnn_bench.structures.image_list import ImageList, to_image_list
@@ -40,10 +41,16 @@ FAMILIES = {
     "keypoint_fpn": ("e2e_keypoint_rcnn_R_50_FPN_1x.yaml", KEYPOINT_WIDTH),
     "d2_keypoint_fpn": ("detectron2/keypoint_rcnn_R_50_FPN_1x.yaml", KEYPOINT_WIDTH),
     "d2_mask_fpn": ("detectron2/mask_rcnn_R_50_FPN_1x.yaml", FPN_WIDTH),
+    "d2_fast_fpn": ("detectron2/fast_rcnn_R_50_FPN_1x.yaml", FPN_WIDTH),
     "d2_mask_c4": ("detectron2/mask_rcnn_R_50_C4_1x.yaml", C4_WIDTH),
+    "tv_mask_v2": ("torchvision/maskrcnn_resnet50_fpn_v2.yaml", [*FPN_WIDTH, "MODEL.ROI_BOX_HEAD.CONV_HEAD_DIM", 16]),
+    "tv_mobilenet": ("torchvision/fasterrcnn_mobilenet_v3_large_320_fpn.yaml", ["MODEL.RESNETS.BACKBONE_OUT_CHANNELS", 16]),
     "mm_mask_fpn": ("mmdetection/mask-rcnn_r50_fpn_1x_coco.yaml", FPN_WIDTH),
     "mm_faster_giou": ("mmdetection/faster-rcnn_r50_fpn_giou_1x_coco.yaml", FPN_WIDTH),
     "mm_faster_dc5": ("mmdetection/faster-rcnn_r50-caffe-dc5_1x_coco.yaml", DC5_WIDTH),
+    "mm_retinanet": ("mmdetection/retinanet_r50_fpn_1x_coco.yaml", RETINANET_WIDTH),
+    "mm_cascade_mask_fpn": ("mmdetection/cascade-mask-rcnn_r50_fpn_1x_coco.yaml", FPN_WIDTH),
+    "d2_mask_agnostic": ("detectron2/mask_rcnn_R_50_FPN_1x_cls_agnostic.yaml", FPN_WIDTH),
     "d2_cascade_mask_fpn": ("detectron2/cascade_mask_rcnn_R_50_FPN_1x.yaml", FPN_WIDTH),
     "jw_vgg": ("faster_rcnn_pytorch/vgg16_voc07.yaml", JW_WIDTH),
     "jw_r50": ("faster_rcnn_pytorch/res50_voc07.yaml", JW_WIDTH),
@@ -66,10 +73,26 @@ def narrow_model(family: str, *overrides, seed: int = 0):
 
 
 def scene_of(family: str, **options):
-    """`scene` with the boxes and masks that a family learns from."""
-    rules = get_dialect(narrow_config(family).MODEL.DIALECT)
+    """`scene` with the boxes and masks that a family learns from, and proposals where it is given some."""
+    model = narrow_config(family).MODEL
+    rules = get_dialect(model.DIALECT)
     masks = "mask" if rules.mask_target in ("half_covered", "soft_cover") else "poly"
-    return scene(pixel=rules.pixel, masks=masks, **options)
+    images, targets = scene(pixel=rules.pixel, masks=masks, **options)
+    if model.LOAD_PROPOSALS:
+        images.proposals = given_proposals(images, rules.pixel, options.get("seed", 0))
+    return images, targets
+
+
+def given_proposals(images: ImageList, pixel: int, seed: int = 0) -> BoxListBatch:
+    """Random boxes, best first: 40 on the first image, 33 on the second, ..."""
+    generator = torch.Generator().manual_seed(seed)
+    given = []
+    for n, (height, width) in enumerate(images.image_sizes):
+        corner = torch.rand(40 - 7 * n, 2, generator=generator) * torch.tensor([width, height]) * 0.6
+        side = 4 + torch.rand(len(corner), 2, generator=generator) * torch.tensor([width, height]) * 0.35
+        given.append(BoxList(torch.cat([corner, corner + side], dim=1), (width, height), pixel=pixel))
+        given[-1].add_field("objectness", torch.linspace(1, 0, len(corner)))
+    return BoxListBatch.pad(given, slots=50)
 
 
 def scene(sizes=((96, 128), (112, 96)), counts=(3, 2), seed: int = 0, pixel: int = 1, divisible: int = 32, masks: str = "poly"):
@@ -96,3 +119,13 @@ def scene(sizes=((96, 128), (112, 96)), counts=(3, 2), seed: int = 0, pixel: int
     batch = to_image_list(images, divisible)
     keys = torch.arange(len(images), dtype=torch.int64) * 977 + 13
     return ImageList(batch.tensors, batch.image_sizes, keys), BoxListBatch.pad(targets)
+
+
+def objects_as_proposals(dataset, folder) -> str:
+    """Writes a predictions.pth whose proposals are the objects, the first one the best, in another order; answers its path."""
+    places = range(len(dataset) - 1, -1, -1)
+    found = [dataset.get_groundtruth(i).copy_with_fields([]) for i in places]
+    for boxes in found:
+        boxes.add_field("objectness", torch.linspace(1, 0.5, len(boxes)))
+    save_predictions([*found, None], str(folder), [*(dataset.get_img_info(i)["id"] for i in places), 0])
+    return f"{folder}/{PREDICTIONS}"

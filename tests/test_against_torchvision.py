@@ -1,139 +1,32 @@
-"""torchvision's RetinaNets and its Keypoint R-CNN beside ours: the same random weights, the same photographs, the same numbers."""
+"""torchvision's R-CNNs and RetinaNets beside ours: the same random weights, the same photographs, the same numbers."""
 
 from __future__ import annotations
-
-from functools import partial
 
 import pytest
 import torch
 from PIL import Image
-from torch import nn
-from torchvision.models import detection, resnet50
-from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
-from torchvision.ops.misc import FrozenBatchNorm2d
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision_peers import BACKBONES, LOSSES, as_tensor, objects, our_model, partners, peer_model, photographs
 
 from maskrcnn_bench.config import load_config
-from maskrcnn_bench.modeling.detector import build_detection_model
-from maskrcnn_bench.structures.bounding_box import BoxList, BoxListBatch
-from maskrcnn_bench.structures.keypoint import PersonKeypoints
-from maskrcnn_bench.weights import convert, load_into, to_torchvision
+from maskrcnn_bench.data.build import make_transforms
+from maskrcnn_bench.structures.bounding_box import BoxList
+from maskrcnn_bench.structures.image_list import to_image_list
+from maskrcnn_bench.structures.segmentation_mask import SegmentationMask
+from maskrcnn_bench.utils.counter import CounterRandom
+from maskrcnn_bench.weights import to_torchvision
 
+CONFIG = "configs/torchvision/{}.yaml"
 HEIGHT, WIDTH = 128, 160
-LOSSES = {"classification": "loss_retina_cls", "bbox_regression": "loss_retina_reg", "loss_keypoint": "loss_kp"}
-EXHAUSTIVE = {
-    "rpn_post_nms_top_n_train": 200,
-    "box_detections_per_img": 20,
-    "rpn_batch_size_per_image": 10**6,
-    "box_batch_size_per_image": 10**6,
-    "box_positive_fraction": 0.5,
-}
-MODELS = {
-    "retinanet_resnet50_fpn": ((2, 3, 4), partial(LastLevelP6P7, 256, 256), {}),
-    "retinanet_resnet50_fpn_v2": ((2, 3, 4), partial(LastLevelP6P7, 2048, 256), {}),
-    "keypointrcnn_resnet50_fpn": ((1, 2, 3, 4), LastLevelMaxPool, EXHAUSTIVE),
-}
-
-
-def photographs(shared_dir, count):
-    paths = sorted((shared_dir / "data" / "coco_mini").rglob("*.jpg"))[:count]
-    pictures = [Image.open(path).convert("RGB").resize((WIDTH, HEIGHT)) for path in paths]
-    return [torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).view(HEIGHT, WIDTH, 3).permute(2, 0, 1) for p in pictures]
-
-
-def peer_model(name):
-    """torchvision's model with frozen norms, and weights whose outputs vary as a trained model's do."""
-    torch.manual_seed(0)
-    stages, top, options = MODELS[name]
-    peer = getattr(detection, name)(weights=None, weights_backbone=None, min_size=HEIGHT, max_size=WIDTH, **options)
-    trunk = resnet50(norm_layer=partial(FrozenBatchNorm2d, eps=0.0))
-    peer.backbone = _resnet_fpn_extractor(trunk, 3, returned_layers=list(stages), extra_blocks=top())
-    for module_name, buffer in peer.named_buffers():
-        if module_name.endswith("bn3.weight"):
-            buffer.fill_(0.35)
-    return peer.eval()
-
-
-@torch.no_grad()
-def spread(peer, images):
-    """Scales the last layers by their outputs on the finest level, so that there are detections of many scores."""
-    retinanet = hasattr(peer, "head")
-    if retinanet:
-        towers = [m for m in peer.head.modules() if isinstance(m, nn.Conv2d)]
-        for layer in towers:
-            nn.init.kaiming_normal_(layer.weight)
-        last = {peer.head.classification_head.cls_logits: 1.0, peer.head.regression_head.bbox_reg: 0.2}
-    else:
-        last = {peer.roi_heads.box_predictor.cls_score: 2.0, peer.roi_heads.box_predictor.bbox_pred: 0.5}
-        last[peer.roi_heads.keypoint_predictor.kps_score_lowres] = 1.0
-    seen = {}
-    hooks = [layer.register_forward_hook(lambda m, _, out: seen.update({m: seen.get(m, out.std())})) for layer in last]
-    peer([images[0] / 255])
-    for hook in hooks:
-        hook.remove()
-    for layer, width in last.items():
-        layer.weight.mul_(width / seen[layer])
-
-
-def our_model(name, peer):
-    options = ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.NORM", "FrozenBN", "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "1000000"]
-    options += ["MODEL.RPN.FPN_POST_NMS_TOP_N_TRAIN", "200", "MODEL.ROI_HEADS.DETECTIONS_PER_IMG", "20"]
-    options += ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "1000000", "MODEL.ROI_HEADS.POSITIVE_FRACTION", "0.5"]
-    ours = build_detection_model(load_config(f"configs/torchvision/{name}.yaml", options))
-    report = load_into(ours, convert(peer.state_dict()), strict=True)
-    assert len(report.loaded) == report.total
-    return ours.eval()
-
-
-def objects(count, classes, seed=1):
-    """torchvision's targets, and the same as ours."""
-    generator = torch.Generator().manual_seed(seed)
-    theirs, ours = [], []
-    for _ in range(count):
-        corner = torch.rand(6, 2, generator=generator) * torch.tensor([WIDTH, HEIGHT]) * 0.6
-        side = 12 + torch.rand(6, 2, generator=generator) * torch.tensor([WIDTH, HEIGHT]) * 0.3
-        boxes = torch.cat([corner, corner + side], dim=1)
-        labels = torch.randint(1, classes, (6,), generator=generator)
-        points = corner[:, None] + side[:, None] * (torch.rand(6, 17, 2, generator=generator) * 1.2 - 0.1)
-        keypoints = torch.cat([points, torch.randint(0, 3, (6, 17, 1), generator=generator)], dim=2)
-        theirs.append({"boxes": boxes, "labels": labels, "keypoints": keypoints})
-        target = BoxList(boxes, (WIDTH, HEIGHT), pixel=0)
-        target.add_field("labels", labels)
-        target.add_field("keypoints", PersonKeypoints(keypoints, (WIDTH, HEIGHT)))
-        ours.append(target)
-    return theirs, BoxListBatch.pad(ours)
-
-
-def partners(mine, theirs):
-    """Index of our detection for each of theirs: same label, score within 1e-4, corners within .05 pixels."""
-    same = (mine.get_field("labels")[None] == theirs["labels"][:, None]) & (
-        (mine.get_field("scores")[None] - theirs["scores"][:, None]).abs() < 1e-4
-    )
-    same &= (mine.bbox[None] - theirs["boxes"][:, None]).abs().amax(dim=-1) < 0.05
-    return same.float().argmax(dim=1), same.any(dim=1)
+FAST = ("fasterrcnn_mobilenet_v3_large_320_fpn", "maskrcnn_resnet50_fpn_v2", "retinanet_resnet50_fpn_v2")
+MODELS = [name if name in FAST else pytest.param(name, marks=pytest.mark.full) for name in BACKBONES]
 
 
 @pytest.fixture(params=MODELS, scope="module")
 def pair(request, shared_dir):
-    images = photographs(shared_dir, 2)
-    peer = peer_model(request.param)
-    spread(peer, images)
+    images = [as_tensor(picture) for picture in photographs(shared_dir, 2, (WIDTH, HEIGHT))]
+    peer = peer_model(request.param, images, HEIGHT, WIDTH)
     return request.param, our_model(request.param, peer), peer, images
-
-
-def compare_detections(pair, images):
-    name, ours, peer, _ = pair
-    for image in images:  # alone, as exchanges of neighbours in score are few then
-        with torch.no_grad():
-            mine, theirs = ours([image])[0], peer([image / 255])[0]
-        assert len(mine) == len(theirs["boxes"]) >= 20
-        inds, found = partners(mine, theirs)
-        assert found.float().mean() >= 0.98, f"{int((~found).sum())} of {len(found)} have no partner"
-        if "keypoint" in name:
-            keypoints = mine.get_field("keypoints")
-            distance = (keypoints.keypoints[inds] - theirs["keypoints"])[found].abs().amax(dim=-1)
-            assert (distance < 0.05).float().mean() >= 0.99  # two cells of a map may be equally large
-            torch.testing.assert_close(keypoints.get_field("logits")[inds][found], theirs["keypoints_scores"][found], rtol=1e-3, atol=1e-3)
 
 
 def test_anchors_are_the_same(pair):
@@ -146,31 +39,139 @@ def test_anchors_are_the_same(pair):
     torch.testing.assert_close(torch.cat(ours.rpn.anchor_generator(features)), theirs)
 
 
+def largest_differences(mine, theirs):
+    """{what: the largest difference over matched detections}, and the share of those that match none.
+
+    Rounding may turn an overlap in a suppression to the other side of its threshold, and other boxes stay.
+    """
+    assert abs(len(mine) - len(theirs["boxes"])) <= 1 and len(mine) >= 5
+    inds, found = partners(mine, theirs)
+    mine, theirs = mine[inds[found]], {key: value[found] for key, value in theirs.items()}
+    out = {"without partner": (~found).float().mean().item()}
+    out["score"] = (mine.get_field("scores") - theirs["scores"]).abs().max().item()
+    out["box"] = (mine.bbox - theirs["boxes"]).abs().max().item()
+    if "masks" in theirs:
+        out["mask"] = (mine.get_field("mask") - theirs["masks"]).abs().max().item()
+    if "keypoints" in theirs:
+        points = mine.get_field("keypoints")
+        distance = (points.keypoints - theirs["keypoints"]).abs().amax(dim=-1)
+        out["keypoints elsewhere"] = (distance > 0.01).float().mean().item()  # two cells of a map may be equally large
+        out["keypoint score"] = (points.get_field("logits") - theirs["keypoints_scores"]).abs().max().item()
+    return out
+
+
+LIMITS = {"without partner": 0.1, "score": 1e-4, "box": 0.05, "mask": 1e-3, "keypoints elsewhere": 0.01, "keypoint score": 1e-2}
+
+
+def compare_detections(ours, peer, my_image, their_image):
+    with torch.no_grad():  # one image alone, as exchanges of neighbours in score are few then
+        out = largest_differences(ours([my_image])[0], peer([their_image])[0])
+    assert all(value <= LIMITS[what] for what, value in out.items()), out
+    return out
+
+
 def test_detections_are_the_same(pair):
-    compare_detections(pair, pair[3])
-
-
-@pytest.mark.full
-def test_detections_on_twenty_photographs_are_the_same(pair, shared_dir):
-    compare_detections(pair, photographs(shared_dir, 20))
+    _, ours, peer, images = pair
+    for image in images:
+        print(pair[0], compare_detections(ours, peer, image, image / 255))
 
 
 def test_losses_and_gradients_are_the_same(pair):
     name, ours, peer, images = pair
-    theirs, mine = objects(2, 2 if "keypoint" in name else 91)
-    ours.train()
-    peer.train()
+    theirs, mine = objects(2, 2 if "keypoint" in name else 91, (WIDTH, HEIGHT))
+    for model in (ours, peer):
+        model.train()
+        model.backbone.body.eval()  # rounding grows through fifty norms that follow the batch; those of the other parts do
     my_losses, their_losses = ours(images, mine), peer([image / 255 for image in images], theirs)
     for key, value in their_losses.items():
         torch.testing.assert_close(my_losses[LOSSES.get(key, key)], value, rtol=1e-4, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}")
     sum(my_losses.values()).backward()
     sum(their_losses.values()).backward()
     gradients = {n: p.grad for n, p in peer.named_parameters() if p.grad is not None}
-    named = to_torchvision({n: p.grad for n, p in ours.named_parameters() if p.grad is not None})
-    assert set(named) == set(gradients)
-    for key, value in gradients.items():
-        difference = (named[key] - value).norm() / max(value.norm(), 1e-4 * torch.stack([g.norm() for g in gradients.values()]).max())
-        assert difference < 5e-3, f"{key}: {difference}"
+    mine = dict(ours.named_parameters())
+    named = to_torchvision({n: mine[n].grad if n in mine else None for n in ours.state_dict()})
+    named = {n: gradient for n, gradient in named.items() if gradient is not None}
     ours.zero_grad()
     ours.eval()
     peer.eval()
+    assert set(named) == set(gradients)
+    norm, their_norm = (torch.stack([g.norm() for g in side.values()]).norm().item() for side in (named, gradients))
+    least = 1e-4 * torch.stack([g.norm() for g in gradients.values()]).max()
+    differences = {key: ((named[key] - value).norm() / value.norm().clamp(min=least)).item() for key, value in gradients.items()}
+    worst = max(differences, key=differences.get)
+    loss = max(((my_losses[LOSSES.get(k, k)] - v).abs() / v.abs()).item() for k, v in their_losses.items())
+    print(name, "loss", loss, "norm of the gradient", abs(norm / their_norm - 1), "gradient", worst, differences[worst])
+    assert norm == pytest.approx(their_norm, rel=1e-4)
+    # One ReLU that rounding switches on or off shows in the layers before it.
+    assert differences[worst] < 2e-2, f"{worst}: {differences[worst]}"
+
+
+@pytest.mark.parametrize(
+    ("size", "shorter", "longer", "expected"),
+    [
+        ((640, 480), 800, 1333, (1066, 800)),
+        ((500, 375), 800, 1333, (1066, 800)),
+        ((640, 199), 800, 1333, (1333, 414)),  # the longer side's limit
+        ((341, 512), 500, 1333, (500, 750)),
+        ((612, 612), 79, 1333, (79, 79)),
+        ((300, 900), 320, 640, (213, 640)),
+        ((97, 194), 800, 2000, (799, 1599)),  # 97 * (800 / 97) is less than 800
+        ((1600, 1200), 320, 640, (426, 320)),  # shrinking, between four pixels only
+    ],
+)
+def test_images_become_the_same_numbers(size, shorter, longer, expected):
+    transform = GeneralizedRCNNTransform(shorter, longer, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    pixels = torch.randint(0, 256, (size[1], size[0], 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[3.0, 5.0, 40.5, 31.25]])
+    theirs, (their_target,) = transform([pixels.permute(2, 0, 1) / 255], [{"boxes": boxes}])
+    config = load_config(
+        CONFIG.format("fasterrcnn_resnet50_fpn"), ["INPUT.MIN_SIZE_TEST", str(shorter), "INPUT.MAX_SIZE_TEST", str(longer)]
+    )
+    image, target = make_transforms(config, is_train=False)(Image.fromarray(pixels.numpy()), BoxList(boxes, size, pixel=0))
+    assert target.size == (image.shape[2], image.shape[1]) == expected
+    torch.testing.assert_close(to_image_list([image], 32).tensors, theirs.tensors, rtol=0, atol=1e-5)
+    torch.testing.assert_close(target.bbox, their_target["boxes"])
+
+
+def test_training_mirrors_before_it_resizes():
+    """As torchvision's recipe does; numbers of 8 bits would have been rounded, and jitter of scales stays a picture's."""
+    config = load_config(
+        CONFIG.format("maskrcnn_resnet50_fpn"), ["INPUT.HORIZONTAL_FLIP_PROB_TRAIN", "1.0", "INPUT.MIN_SIZE_TRAIN", "(96,)"]
+    )
+    picture = Image.fromarray(torch.randint(0, 256, (48, 64, 3), dtype=torch.uint8).numpy())
+    target = BoxList([[4.0, 6, 30, 40]], picture.size, pixel=0)
+    target.add_field("masks", SegmentationMask([[[4.0, 6, 30, 6, 30, 40, 4, 40]]], picture.size))
+    image, found = make_transforms(config)(picture, target, CounterRandom(5))
+    turned = make_transforms(config, is_train=False).transforms[0]
+    turned.min_size = (96,)
+    torch.testing.assert_close(image, turned(picture.transpose(Image.FLIP_LEFT_RIGHT))[0])
+    assert image.dtype == torch.float32 and found.bbox.tolist() == [[68.0, 12.0, 120.0, 80.0]]
+    assert found.get_field("masks").get_mask_tensor().sum() == 52 * 68
+    jitter = load_config(CONFIG.format("maskrcnn_resnet50_fpn_v2"), ["INPUT.MAX_SIZE_TRAIN", "80"])
+    image, found = make_transforms(jitter)(picture, target, CounterRandom(7))
+    assert image.dtype == torch.uint8 and max(image.shape[1:]) <= 80
+
+
+SIDES = {"fasterrcnn_mobilenet_v3_large_320_fpn": (320, 640)}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", BACKBONES)
+def test_detections_on_twenty_photographs_are_the_same(name, shared_dir):
+    """From the picture to the last number, with as many proposals and detections as the shipped configuration has; 256 pixels and more."""
+    pictures = photographs(shared_dir, 20)
+    images = [as_tensor(picture) for picture in pictures]
+    shorter, longer = SIDES.get(name, (256, 427))
+    peer = peer_model(name, images, shorter, longer, settings=())
+    ours = our_model(name, peer, settings=())
+    sizes = ["INPUT.MIN_SIZE_TEST", str(shorter), "INPUT.MAX_SIZE_TEST", str(longer)]
+    transform = make_transforms(load_config(CONFIG.format(name), sizes), is_train=False)
+    worst = {}
+    for picture, image in zip(pictures, images, strict=True):
+        mine, target = transform(picture, BoxList([], picture.size, pixel=0))
+        torch.testing.assert_close(
+            mine, peer.transform([image / 255])[0].tensors[0, :, : mine.shape[1], : mine.shape[2]], rtol=0, atol=1e-5
+        )
+        for what, value in compare_detections(ours, peer, mine, image / 255).items():
+            worst[what] = max(value, worst.get(what, 0.0))
+    print(name, worst)

@@ -59,4 +59,5 @@ def test_turns_alternate_and_ratios_are_of_medians():
 @needs_linux
 def test_peak_memory_sees_what_is_gone_again():
     size = 96 * 2**20
-    assert size <= peak_bytes(lambda: torch.ones(size, dtype=torch.uint8).max(), "cpu") < 2 * size
+    # Memory is counted in pages, and some pages were there before.
+    assert 0.9 * size <= peak_bytes(lambda: torch.ones(size, dtype=torch.uint8).max(), "cpu") < 2 * size

@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 import time
@@ -117,12 +118,13 @@ def test_config_keys_explains_keys(capsys):
 def test_doctor_reports_as_json(capsys):
     code = cli.main(["doctor", "--json"])
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
-    ops = {f"op {op}" for op in doctor.OPS}
+    ops = {f"op {op}" for op in (*doctor.OPS, *doctor.CUDA_OPS)}
     assert {"maskrcnn_bench", "python", "torch", "torchvision", "compiler", "ninja", "evaluator"} | ops <= checks.keys()
     assert checks["torch"]["value"] == importlib.metadata.version("torch")
     assert code == 0 and all(check["state"] != "broken" for check in checks.values())
     assert all(check["fix"] for check in checks.values() if check["state"] != "ok")
-    assert all(checks[f"op {op}"]["value"] in ("csrc", "torchvision", "torch", "pycocotools") for op in doctor.OPS)
+    way = "(csrc|torchvision|torch|pycocotools)"
+    assert all(re.fullmatch(rf"cpu {way}, cuda ({way}|no device)", checks[f"op {op}"]["value"]) for op in doctor.OPS)
 
 
 def test_doctor_prints_the_fix_under_each_bad_line(capsys, monkeypatch):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
 
 import pytest
 import torch
-from models import NARROW, narrow_model
+from models import C4_WIDTH, NARROW, narrow_model
 from test_weights import caffe2_name, state_of
 
 from maskrcnn_bench import cli
@@ -107,6 +108,49 @@ def test_faults_are_one_line_and_leave_nothing(detectron, tmp_path, capsys):
     assert cli.main(["convert", str(tmp_path / "gn.pth"), str(tmp_path / "gn.pth")]) == 1
     assert "would replace the one it is made from" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["gn.pth", "model_final.pkl"]
+
+
+class Trap:
+    """A pickle of it makes a folder where it is loaded without care."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_bad_weights_are_one_message_and_nothing_is_written(tmp_path, capsys):
+    """With and without a configuration, for every kind of bad input."""
+    state = narrow_model("faster_fpn").state_dict()
+    nan = {**state, "rpn.head.conv.weight": torch.full_like(state["rpn.head.conv.weight"], torch.nan)}
+    trap = tmp_path / "trap"
+    sources = {
+        "nan.pth": ({"model": nan}, "1 tensors hold NaN or infinity: rpn.head.conv.weight"),
+        "unknown.pth": ({"encoder.0.qkv": torch.ones(3)}, "1 tensors of an unknown kind (encoder.0.qkv"),
+        "empty.pth": ({"model": {}, "epoch": 3}, "expected named tensors"),
+        "trap.pth": ({"model": state, "x": Trap(trap)}, "holds objects that are not weights"),
+    }
+    for name, (content, _) in sources.items():
+        torch.save(content, tmp_path / name)
+    (tmp_path / "trap.pkl").write_bytes(pickle.dumps({"model": {}, "x": Trap(trap)}, protocol=2))
+    (tmp_path / "page.pth").write_bytes(b"<html><body>Quota exceeded")
+    torch.save({"model": state}, tmp_path / "whole.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:-900])
+    said = {name: words for name, (_, words) in sources.items()}
+    said |= {"trap.pkl": "mkdir", "page.pth": "is a web page, not weights", "cut.pth": "is truncated or damaged"}
+    before = sorted(p.name for p in tmp_path.iterdir())
+    config = ["--config-file", "e2e_faster_rcnn_R_50_FPN_1x.yaml", *overrides()]
+    for name, words in said.items():
+        for extra in ([], config):
+            assert cli.main(["convert", str(tmp_path / name), str(tmp_path / "out.pth"), *extra]) == 1
+            error = capsys.readouterr().err
+            assert words in error and name in error and error.count("\n") <= 2, error
+    # Whole weights of another architecture than the configuration's.
+    other = ["--config-file", "e2e_faster_rcnn_R_50_C4_1x.yaml", *map(str, [*NARROW, *C4_WIDTH])]
+    assert cli.main(["convert", str(tmp_path / "whole.pth"), str(tmp_path / "out.pth"), *other]) == 1
+    assert "Do the weights belong to another architecture than the configuration?" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == before and not trap.exists()
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):

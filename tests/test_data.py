@@ -11,6 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from maskrcnn_bench.config import load_config
+from maskrcnn_bench.config.paths_catalog import DatasetCatalog
 from maskrcnn_bench.data import check_dataset, make_data_loader, make_dataset
 from maskrcnn_bench.data.build import make_datasets
 from maskrcnn_bench.data.datasets import COCODataset, ConcatDataset, PascalVOCDataset, toy
@@ -337,6 +338,49 @@ def test_users_own_data_set_and_catalog(tmp_path, monkeypatch):
     images, targets, indices = next(iter(make_data_loader(cfg)))
     assert images.tensors.shape[0] == 4 and targets.valid.sum() == 4
     assert targets.lists["names"] == [[f"thing {i}"] for i in indices]
+
+
+class MaskrcnnBenchmarkDataset:
+    """No more than what maskrcnn-benchmark's page on own data sets asks for."""
+
+    def __init__(self, count, transforms=None):
+        self.count, self.transforms = count, transforms
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        image = Image.new("RGB", (30 + 10 * (i % 2), 20), (9 * i, 90, 120))
+        boxlist = BoxList([[0, 0, 10, 10], [10 + i, 5, 25, 15]], image.size, mode="xyxy")
+        boxlist.add_field("labels", torch.tensor([2, 1]))
+        boxlist.add_field("weather", {"rain": i})
+        boxlist.add_field("words", [f"a{i}", f"b{i}"])
+        if self.transforms:
+            image, boxlist = self.transforms(image, boxlist)
+        return image, boxlist, i
+
+    def get_img_info(self, i):
+        return {"height": 20, "width": 30 + 10 * (i % 2)}
+
+
+def test_a_class_of_maskrcnn_benchmark_and_one_line(monkeypatch):
+    entry = {"factory": MaskrcnnBenchmarkDataset, "args": {"count": 6}}
+    monkeypatch.setitem(DatasetCatalog.DATASETS, "my_own", entry)
+    options = ["DATASETS.TRAIN", "('my_own',)", "DATASETS.TEST", "('my_own',)", "MODEL.ROI_BOX_HEAD.NUM_CLASSES", "3"]
+    cfg = small_config("", *options, "SOLVER.MAX_ITER", "3", "INPUT.HORIZONTAL_FLIP_PROB_TRAIN", "0.0", "DATALOADER.NUM_WORKERS", "2")
+    loader = make_data_loader(cfg)
+    assert loader.dataset.class_names == ("__background__", "class 1", "class 2")
+    for images, targets, indices in loader:
+        assert images.tensors.shape[0] == len(indices) == len(targets)
+        for target, i in zip(targets, indices):
+            assert target.get_field("labels").tolist() == [2, 1] and target.get_field("weather") == {"rain": i}
+            assert target.get_field("words") == [f"a{i}", f"b{i}"]
+            scale = target.size[1] / 20
+            np.testing.assert_allclose(target.bbox, np.array([[0, 0, 10, 10], [10 + i, 5, 25, 15]]) * scale, rtol=0.02)
+    (tested,) = make_data_loader(cfg, is_train=False)
+    assert sorted(i for batch in tested for i in batch[-1]) == list(range(6))
+    with pytest.raises(ValueError, match=r"my_own: MaskrcnnBenchmarkDataset does not say its classes; give it class_names"):
+        make_data_loader(small_config("", *options[:4], "MODEL.ROI_BOX_HEAD.NUM_CLASSES", "0"))
 
 
 # ------------------------------------------------------------------------------------------------------------ loaders

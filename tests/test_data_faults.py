@@ -154,16 +154,16 @@ STRUCTURE = {
     "image without id": (lambda c: c["images"][0].pop("id"), r"images\[0\]: expected `id`"),
     "image without name": (lambda c: c["images"][1].pop("file_name"), r"images\[1\]: expected `file_name`"),
     "category without name": (lambda c: c["categories"][0].pop("name"), r"categories\[0\]: expected `name`"),
-    "two images one id": (lambda c: c["images"][0].update(id=2), "image id 2 occurs more than once"),
-    "two categories one id": (lambda c: c["categories"][0].update(id=2), "same id"),
-    "no box": (lambda c: c["annotations"][1].pop("bbox"), "annotation 2 of image 1: `bbox`: expected 4 numbers"),
-    "short box": (lambda c: c["annotations"][1].update(bbox=[1, 2, 3]), "annotation 2 of image 1: `bbox`: expected 4 numbers"),
-    "text box": (lambda c: c["annotations"][1].update(bbox=["1", 2, 3, 4]), "annotation 2 of image 1: `bbox`: expected 4 numbers"),
-    "no category": (lambda c: c["annotations"][1].pop("category_id"), "annotation 2 of image 1: `category_id`: expected an integer"),
-    "text image id": (lambda c: c["annotations"][1].update(image_id="1"), "annotation 2 of image 1: `image_id`: expected an integer"),
-    "text mask": (lambda c: c["annotations"][1].update(segmentation="x"), "annotation 2 of image 1: `segmentation`: expected a list"),
-    "mask of texts": (lambda c: c["annotations"][1].update(segmentation=[["x"]]), "annotation 2 of image 1: `segmentation`"),
-    "rle without counts": (lambda c: c["annotations"][1].update(segmentation={"size": [4, 4]}), "annotation 2 of image 1: `segmentation`"),
+    "two images one id": (lambda c: c["images"][0].update(id=2), r"images\[1\]: id 2 occurs more than once"),
+    "two categories one id": (lambda c: c["categories"][0].update(id=2), r"categories\[1\]: id 2 occurs more than once"),
+    "no box": (lambda c: c["annotations"][1].pop("bbox"), "image id 1, annotation 2: `bbox`: expected 4 numbers"),
+    "short box": (lambda c: c["annotations"][1].update(bbox=[1, 2, 3]), "image id 1, annotation 2: `bbox`: expected 4 numbers"),
+    "text box": (lambda c: c["annotations"][1].update(bbox=["1", 2, 3, 4]), "image id 1, annotation 2: `bbox`: expected 4 numbers"),
+    "no category": (lambda c: c["annotations"][1].pop("category_id"), "image id 1, annotation 2: `category_id`: expected an integer"),
+    "text image id": (lambda c: c["annotations"][1].update(image_id="1"), "image id 1, annotation 2: `image_id`: expected an integer"),
+    "text mask": (lambda c: c["annotations"][1].update(segmentation="x"), "image id 1, annotation 2: `segmentation`: expected a list"),
+    "mask of texts": (lambda c: c["annotations"][1].update(segmentation=[["x"]]), "image id 1, annotation 2: `segmentation`"),
+    "rle without counts": (lambda c: c["annotations"][1].update(segmentation={"size": [4, 4]}), "image id 1, annotation 2: `segmentation`"),
 }
 
 
@@ -329,3 +329,156 @@ def test_a_file_that_is_no_image_is_found_without_decoding_all(tmp_path, content
     (folder / "train" / "000002.jpg").write_bytes(content)
     assert main(["check", str(folder)]) == 1
 
+
+# ------------------------------------------------------------------------------------- everything at once, and once only
+
+
+def checked(capsys, *words):
+    """The exit code of `data check` and its lines that report findings."""
+    code = main(["check", *map(str, words)])
+    return code, [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+
+
+def test_all_faults_of_the_form_are_listed_at_once(tmp_path, capsys):
+    wrong = [{"bbox": [1, 2, 3]}, {"id": "abc"}, {"iscrowd": "yes"}, {"image_id": None}, {"segmentation": [["x"]]}, {"keypoints": [1, 2]}]
+
+    def change(content):
+        content["images"] += [{"id": 5}, {"id": 6, "file_name": "1.jpg", "width": "60", "height": 40}, 7]
+        content["annotations"] += ["text"]
+
+    path = write(tmp_path / "set", [GOOD | entry for entry in wrong], change)
+    code, lines = checked(capsys, tmp_path / "set")
+    expected = [
+        r"images\[2\]: expected `file_name`",
+        r"images\[3\]: `width`: expected pixels, got '60' \(image id 6\)",
+        r"images\[4\]: expected an object, got 7",
+        r"image id 1, annotation 2: `bbox`: expected 4 numbers, got \[1, 2, 3\]",
+        r"image id 1: annotations\[2\]: `id`: expected an integer, got 'abc'",
+        r"image id 1, annotation 4: `iscrowd`: expected 0 or 1, got 'yes'",
+        r"annotation 5: `image_id`: expected an integer, got None",
+        r"image id 1, annotation 7: `keypoints`: expected numbers",
+        r"annotations\[7\]: expected an object, got 'text'",
+        r"image id 1, annotation 6: `segmentation`: expected a list of polygons",
+    ]
+    assert code == 1 and len(lines) == len(expected)
+    for line, pattern in zip(lines, expected):
+        assert line.startswith(f"[stop] {path}") and line.count(str(path)) == 1 and re.search(pattern, line)
+    with pytest.raises(ValueError, match=r"(?s)10 to stop.*annotation 2: `bbox`.*annotation 4: `iscrowd`"):
+        make_data_loader(config(tmp_path / "set"))
+
+
+def test_a_masks_numbers_that_are_none_leave_the_others_as_they_are(tmp_path):
+    path = write(tmp_path / "set", [GOOD | {"segmentation": [RING, [1, 2, "x"]]}, GOOD])
+    store = AnnotationStore.from_json(path)
+    assert [len(store.rings(row)) for row in range(3)] == [0, 1, 1] and store.rings(1)[0].tolist() == RING
+
+
+def test_one_file_named_twice_is_noted(tmp_path, capsys):
+    write(tmp_path / "set", change=lambda c: c["images"][1].update(file_name="1.jpg"))
+    assert [line.split("json, ")[1] for line in checked(capsys, tmp_path / "set")[1]] == ["image 1.jpg (id 2): image id 1 is the same file"]
+
+
+def test_annotations_of_unknown_categories_are_counted(tmp_path, capsys):
+    write(tmp_path / "set", [GOOD] * 20, change=lambda c: c.update(categories=[]))
+    code, lines = checked(capsys, tmp_path / "set")
+    assert code == 1 and len(lines) == 1 and "category id 1 is not among `categories` [] (nor in 20 more annotations)" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("annotations"), "[stop] {}: there are no annotations: nothing can be learnt"),
+        (lambda c: c.update(annotations=[]), "[stop] {}: there are no annotations: nothing can be learnt"),
+        (lambda c: c.update(images=[], annotations=[]), "[stop] {}: `images` is empty"),
+    ],
+)
+def test_a_file_without_purpose(tmp_path, change, message, capsys):
+    path = write(tmp_path / "set", change=change)
+    code, lines = checked(capsys, tmp_path / "set")
+    assert code == 1 and len(lines) == 1 and lines[0].startswith(message.format(path))
+    test = path.with_name("instances_test.json")
+    path.rename(test)
+    (tmp_path / "set" / "train").rename(tmp_path / "set" / "test")
+    assert checked(capsys, tmp_path / "set")[1][0].startswith("[stop]" if "images" in message else "[note]")
+
+
+def test_an_object_without_mask_where_masks_are_learnt(tmp_path, capsys, caplog):
+    bare = {k: v for k, v in GOOD.items() if k != "segmentation"}
+    write(tmp_path / "set", [GOOD, bare])
+    assert checked(capsys, tmp_path / "set") == (0, [])
+    code, lines = checked(capsys, tmp_path / "set", "--masks")
+    assert code == 1 and len(lines) == 1 and lines[0].startswith("[drop]") and "annotation 3: it has no `segmentation`" in lines[0]
+    with caplog.at_level(logging.WARNING, "maskrcnn_bench.data"):
+        dataset = make_data_loader(config(tmp_path / "set", "MODEL.MASK_ON", "True")).dataset
+    assert len(dataset.get_groundtruth(0)) == 1 and "it has no `segmentation`" in caplog.text
+    assert len(make_data_loader(config(tmp_path / "set")).dataset.get_groundtruth(0)) == 2
+
+
+def test_masks_that_nobody_has_are_missed_before_images_are_looked_at(tmp_path):
+    write(tmp_path / "set", change=lambda c: [a.pop("segmentation") for a in c["annotations"]])
+    (tmp_path / "set" / "train" / "1.jpg").unlink()
+    with pytest.raises(ValueError, match="MODEL.MASK_ON needs masks"):
+        make_data_loader(config(tmp_path / "set", "MODEL.MASK_ON", "True", "DATASETS.KEEP_EMPTY", "True"))
+
+
+@pytest.mark.parametrize("sizes", [{"width": 0}, {"width": None, "height": None}])
+def test_sizes_that_are_missing_come_from_the_images(tmp_path, sizes, capsys):
+    rle = {"size": [40, 60], "counts": [100, 50, 2250]}
+    write(tmp_path / "set", [GOOD | {"segmentation": rle}, GOOD | {"bbox": [70, 5, 20, 10]}], lambda c: c["images"][0].update(sizes))
+    code, lines = checked(capsys, tmp_path / "set")
+    assert code == 1 and len(lines) == 2
+    assert "image 1.jpg (id 1): `width` or `height` is missing or 0, for 1 of 2 images" in lines[0] and "[note]" in lines[0]
+    assert "annotation 3: box lies outside the image of 60 x 40" in lines[1]
+    assert make_dataset(str(tmp_path / "set")).get_img_info(0)["width"] == 60
+    (tmp_path / "set" / "train" / "1.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match="do not say its size"):
+        make_dataset(str(tmp_path / "set"))
+    assert sum("there is no such image file" in line for line in checked(capsys, tmp_path / "set")[1]) == 1
+
+
+def test_lines_about_images_name_their_file_once(tmp_path):
+    write(tmp_path / "set")
+    image = tmp_path / "set" / "train" / "1.jpg"
+    image.write_bytes(b"no picture")
+    with pytest.raises(ValueError) as error:
+        make_data_loader(config(tmp_path / "set"))
+    line = next(line for line in str(error.value).splitlines() if line.startswith("[stop]"))
+    assert line.count(str(image)) == 1 and line.endswith(
+        "cannot be read (no kind of image that is known); copy it again, or take it out of the annotations"
+    )
+
+
+def test_voc_boxes_are_told_in_vocs_numbers(tmp_path, capsys):
+    write_voc(tmp_path / "set", ("dog", 7, 5, 7, 5), ("dog", 1, 1, 9, 9), ("cat", 9, 2, 3, 8))
+    lines = checked(capsys, tmp_path / "set")[1]
+    assert lines[0].endswith("box is empty: xmin, ymin, xmax, ymax = 7, 5, 7, 5")
+    assert "(it ends before it begins): xmin, ymin, xmax, ymax = 9, 2, 3, 8" in lines[1]
+
+
+def test_names_of_an_own_catalog_are_checked_too(tmp_path, capsys):
+    path = write(tmp_path / "set", [GOOD | {"bbox": [5, 5, 0, 10]}])
+    catalog = tmp_path / "my_catalog.py"
+    entry = {"factory": "COCODataset", "args": {"ann_file": str(path), "root": str(tmp_path / "set" / "train")}}
+    catalog.write_text(f"class DatasetCatalog:\n    @staticmethod\n    def get(name):\n        return {entry!r}\n")
+    code, lines = checked(capsys, "mine", "--catalog", catalog)
+    assert code == 1 and "box is empty" in lines[0]
+    assert main(["stats", "mine", "--catalog", str(catalog)]) == 0 and "images       2" in capsys.readouterr().out
+
+
+def test_a_folder_without_any_of_the_images_is_one_line(tmp_path, capsys):
+    write(tmp_path / "set")
+    for image in (tmp_path / "set" / "train").iterdir():
+        image.unlink()
+    expected = f"[stop] {tmp_path / 'set' / 'train'}: none of the 2 images is here, such as 1.jpg; check the folder, or copy them there"
+    assert checked(capsys, tmp_path / "set") == (1, [expected])
+
+
+def test_a_folder_that_holds_nothing_is_one_line(tmp_path, capsys):
+    (tmp_path / "set").mkdir()
+    code, lines = checked(capsys, tmp_path / "set")
+    assert (
+        code == 1
+        and len(lines) == 1
+        and lines[0].startswith(f"[stop] {tmp_path / 'set'}: no data set recognised")
+        and lines[0].count("/set") == 1
+    )

@@ -15,6 +15,7 @@ from PIL import Image
 from maskrcnn_bench.demo import COCODemo, draw
 from maskrcnn_bench.demo.images import as_picture
 from maskrcnn_bench.structures.bounding_box import BoxList
+from maskrcnn_bench.structures.boxlist_ops import boxlist_iou
 from maskrcnn_bench.structures.mask_paste import Masker
 
 
@@ -213,6 +214,21 @@ def test_checkpoint_takes_its_names_and_configuration_along(weights, tmp_path):
 def test_overrides_win_over_the_checkpoint(weights):
     demo = COCODemo.from_weights(weights, opts=["INPUT.MIN_SIZE_TEST", "32", "MODEL.DEVICE=cpu"])
     assert demo.min_image_size == 32 and demo.device.type == "cpu"
+
+
+def test_classes_compete_where_asked(weights):
+    picture = photo(80, 64)
+    (usual,) = COCODemo.from_weights(weights).detect([picture])
+    (found,) = COCODemo.from_weights(weights, opts=["TEST.CLASS_AGNOSTIC_NMS", "0.1"]).detect([picture])
+    assert len(found) < len(usual)
+    assert boxlist_iou(found, found).fill_diagonal_(0).max() <= 0.1
+
+
+def test_sources_of_coloured_pictures_need_a_model_of_them(demo, monkeypatch):
+    demo.require_colours("the page")
+    monkeypatch.setattr(demo, "cfg", narrow_config("mask_fpn", "INPUT.CHANNELS", 5))
+    with pytest.raises(ValueError, match="the page gives pictures in colours, but this model takes images with INPUT.CHANNELS 5"):
+        demo.require_colours("the page")
 
 
 def test_averaged_weights_are_the_ones_used(tmp_path):

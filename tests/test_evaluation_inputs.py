@@ -136,7 +136,7 @@ def test_keypoints_of_another_number(backend, caplog):
             x, y = a["bbox"][:2]
             a["keypoints"] = (points + [x, y, 0]).ravel().tolist()
     flat = FlatDetections.from_results([{**a, "score": 0.5} for a in content["annotations"] if "keypoints" in a and not a["iscrowd"]])
-    numbers, per_class = evaluate_coco(ground_truth(JsonDataset(content)), flat, "keypoints", backend)
+    numbers, per_class, _ = evaluate_coco(ground_truth(JsonDataset(content)), flat, "keypoints", backend)
     assert numbers["AP"] == pytest.approx(1.0) and list(per_class) == ["1"]
     assert "5 keypoints without `sigmas`" in caplog.text
     flat.keypoints[..., :2] += 4
@@ -156,7 +156,7 @@ def test_files_and_tables(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         results = evaluate(dataset, dataset.predictions(truth_as_results(content)), tmp_path / "new" / "folder", ("bbox",))
     folder = tmp_path / "new" / "folder"
-    assert sorted(p.name for p in folder.iterdir()) == ["bbox.json", "per_class.csv", "results.json"]
+    assert sorted(p.name for p in folder.iterdir()) == ["bbox.json", "confusion.csv", "per_class.csv", "results.json"]
     assert read(folder / "results.json") == results
     assert results["evaluator"]["name"] in BACKENDS and results["evaluator"]["version"]
     with open(folder / "per_class.csv", newline="") as file:

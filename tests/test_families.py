@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import objects_as_proposals
 
 from maskrcnn_bench.config import load_config
 from maskrcnn_bench.data import make_data_loader
+from maskrcnn_bench.data.build import make_dataset
 from maskrcnn_bench.modeling.detector import build_detection_model
 from maskrcnn_bench.solver import make_lr_scheduler, make_optimizer
 
@@ -36,9 +38,14 @@ def every_config() -> list[str]:
 @pytest.mark.parametrize(
     "name", [*FAMILIES, *(pytest.param(name, marks=pytest.mark.full) for name in every_config() if name not in FAMILIES)]
 )
-def test_one_step_on_photographs(name, shared_dir):
+def test_one_step_on_photographs(name, shared_dir, tmp_path):
     data = shared_dir / "data" / "coco_mini"
-    cfg = load_config(str(CONFIGS / name), [*SMALL, "DATASETS.DATA", str(data)])
+    options = [*SMALL, "DATASETS.DATA", str(data)]
+    if load_config(str(CONFIGS / name)).MODEL.LOAD_PROPOSALS:
+        for split, is_train in (("TRAIN", True), ("TEST", False)):
+            file = objects_as_proposals(make_dataset(str(data), is_train), tmp_path / split)
+            options += [f"DATASETS.PROPOSAL_FILES_{split}", f"('{file}',)"]
+    cfg = load_config(str(CONFIGS / name), options)
     images, targets, _ = next(iter(make_data_loader(cfg)))
     torch.manual_seed(0)
     model = build_detection_model(cfg)

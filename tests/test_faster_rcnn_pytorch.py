@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 
@@ -211,6 +212,33 @@ def resnet_features(net, x, stride_in_1x1):
             stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
     x = F.max_pool2d(F.relu(net.bn1(net.conv1(x))), 3, 2, 0, ceil_mode=True)
     return net.layer3(net.layer2(net.layer1(x)))
+
+
+@pytest.mark.parametrize(
+    "config, overrides, expected",
+    [
+        ("cfgs/vgg16.yml, --net vgg16", {}, ("ROIAlignLegacy", 300, 1000)),
+        ("cfgs/res50.yml, --net res50", {}, ("ROICropMax", 300, 1000)),
+        ("cfgs/res50.yml, --net res50", {"CROP_RESIZE_WITH_MAX_POOL": False}, ("ROICrop", 300, 1000)),
+        ("cfgs/res101.yml, --net res101", {"POOLING_MODE": "crop"}, ("ROICrop", 300, 1000)),
+        ("cfgs/res101.yml, --net res101", {"POOLING_MODE": "pool", "TEST.SCALES": [200]}, ("ROIPool", 300, 1000)),
+        ("cfgs/res101_ls.yml, --net res101", {"TEST.RPN_POST_NMS_TOP_N": 1000}, ("ROIAlignLegacy", 1000, 1200)),
+    ],
+)
+def test_recorded_settings_become_ours(repository, monkeypatch, tmp_path, config, overrides, expected):
+    """The pooler follows from its file and the overrides together; classes, scales and the kind of boxes from the weights."""
+    monkeypatch.syspath_prepend(str(repository / "tools"))
+    shapes = {"RCNN_rpn.RPN_cls_score.weight": [24, 512, 1, 1], "RCNN_cls_score.weight": [81, 8], "RCNN_bbox_pred.weight": [4, 8]}
+    thresholds = {"score": 0.05, "rpn_post_nms_test": 300, "detections_per_image": None}
+    tensors = [[name, shape, "float32", "normal", 1.0] for name, shape in shapes.items()]
+    spec = {"short": "jw", "peer": "", "config": config, "overrides": overrides, "thresholds": thresholds, "tensors": tensors}
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    np.savez(tmp_path / "expected.npz")
+    fixture = importlib.import_module("parity_fixture").Fixture(tmp_path)
+    cfg = load_config(fixture.config_file(), fixture.options())
+    assert (cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE, cfg.MODEL.RPN.POST_NMS_TOP_N_TEST, cfg.INPUT.MAX_SIZE_TEST) == expected
+    assert (cfg.MODEL.ROI_BOX_HEAD.NUM_CLASSES, len(cfg.MODEL.RPN.ANCHOR_SIZES), cfg.MODEL.CLS_AGNOSTIC_BBOX_REG) == (81, 4, True)
+    assert cfg.INPUT.MIN_SIZE_TEST == (200 if "TEST.SCALES" in overrides else 600)
 
 
 # Numbers

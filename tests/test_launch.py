@@ -11,14 +11,16 @@ import time
 
 import pytest
 import torch
+from models import narrow_model, scene
 from torch import nn
 from torch._utils import ExceptionWrapper
 
 from maskrcnn_bench.data.datasets.toy import generate
-from maskrcnn_bench.engine.arguments import overrides, parse, test_parser, train_parser
+from maskrcnn_bench.engine.arguments import overrides, parse, test_parser, train_parser, wants_processes
 from maskrcnn_bench.engine.inference import UnexpectedResults, collect, flat_metrics, inference, predict, save_predictions, to_original
 from maskrcnn_bench.engine.launch import resolve_device, test_main, train_main
-from maskrcnn_bench.engine.surroundings import StopRequest, without_traceback
+from maskrcnn_bench.engine.surroundings import StopRequest, fitting_workers, without_traceback
+from maskrcnn_bench.engine.validation import validation_losses
 from maskrcnn_bench.structures.bounding_box import BoxList, Detections
 from maskrcnn_bench.structures.image_list import to_image_list
 from maskrcnn_bench.utils import comm
@@ -86,6 +88,7 @@ def test_keys_and_options_in_any_order():
 def test_options_become_keys_and_keys_win():
     args = parse(train_parser(), ["--data", "d", "--output", "o", "--weights", "w.pth", "OUTPUT_DIR", "p"])
     data = ["DATASETS.DATA", "d", "DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]
+    data += ["DATASETS.PROPOSAL_FILES_TRAIN", "()", "DATASETS.PROPOSAL_FILES_TEST", "()"]
     assert overrides(args) == [*data, "OUTPUT_DIR", "o", "MODEL.WEIGHT", "w.pth", "OUTPUT_DIR", "p"]
 
 
@@ -152,6 +155,58 @@ def test_launchers(monkeypatch, env, expected):
     assert comm.launched_processes() == expected
 
 
+@pytest.mark.parametrize(
+    "nodes,first", [("gpu[003-005,7],login", "gpu003"), ("a1,b2", "a1"), ("node7", "node7"), ("r[1-2]-ib", "r1-ib"), ("n-[08,11]", "n-08")]
+)
+def test_the_first_machine_of_a_slurm_list(nodes, first):
+    assert comm.first_host(nodes) == first
+
+
+def test_slurm_says_where_to_meet(monkeypatch):
+    for name in ("MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_NODES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"SLURM_JOB_NODELIST": "gpu[12-15]", "SLURM_NNODES": "4", "SLURM_JOB_ID": "31234"}.items():
+        monkeypatch.setenv(name, value)
+    comm._address_of_slurm()
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("gpu12", "31234")
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        # Else they would outlive the test.
+        monkeypatch.setenv(name, "")
+
+
+@pytest.mark.parametrize("main,verb", [(train_main, "train"), (test_main, "test")])
+def test_gpus_becomes_a_launcher(place, monkeypatch, main, verb):
+    started = []
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(os, "execv", lambda program, command: started.append(command) or 0)
+    monkeypatch.setattr(sys, "argv", ["maskrcnn-bench " + verb])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    given = words(place, "several", "--gpus", "3", "MODEL.DEVICE", "cpu")
+    main(given)
+    assert started == [
+        [sys.executable, *"-m torch.distributed.run --standalone --nproc_per_node=3 -m maskrcnn_bench.cli".split(), verb, *given]
+    ]
+    # The processes that it starts have the same words.
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert not wants_processes(parse(train_parser(), given))
+
+
+def test_more_gpus_than_there_are(place, monkeypatch, capsys):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    given = words(place, "several", "--gpus", "64", "MODEL.DEVICE", "cuda")
+    assert train_main(given) == 1
+    assert re.search(r"error: --gpus 64, but torch sees \d+ GPU\(s\); MODEL.DEVICE cpu takes", capsys.readouterr().err)
+
+
+def test_small_shared_memory_is_told_and_takes_fewer_workers(tmp_path):
+    disk = shutil.disk_usage(tmp_path)._replace(free=64 * 2**20)
+    batch = 2 * 800 * 1333 * 3
+    workers, said = fitting_workers(16, batch, str(tmp_path), lambda folder: disk)
+    assert workers == 3 and "64 MB free, 16 loading processes may need 293 MB: 3 of them work" in said and "--shm-size=8g" in said
+    assert fitting_workers(3, batch, str(tmp_path), lambda folder: disk) == (3, "")
+    assert fitting_workers(16, batch, str(tmp_path / "none")) == (16, "")
+
+
 # a whole run
 
 
@@ -169,6 +224,7 @@ def test_a_run_leaves_what_it_promises(trained):
     assert checkpoint["iteration"] == 6
     assert checkpoint["class_names"] == ["__background__", "circle", "square", "triangle", "star", "ring", "cross"]
     log = (folder / "log.txt").read_text()
+    assert log.count("/model_final.pth") == 1, "saved before and after the test, but told once"
     assert "MODEL.ROI_BOX_HEAD.NUM_CLASSES: 7, from the data" in log and "M trainable" in log and "6 classes: circle" in log
 
 
@@ -198,7 +254,9 @@ def test_testing_finds_the_config_beside_the_weights_and_gives_the_same_numbers(
     assert json.loads((trained / "tested" / "results.json").read_text()) == trained_results
     predictions = torch.load(trained / "tested" / "inference" / "toy" / "predictions.pth", weights_only=True)
     assert len(predictions) == 5 and predictions[0]["size"] == (64, 64)
-    assert test_main([*given, "TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 0.9, 0.01]]"]) == 1
+    assert test_main([*given, "TEST.PICTURES", "True", "TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 0.9, 0.01]]"]) == 1
+    pictures = {path.name for path in (trained / "tested" / "inference" / "toy").glob("*.png")}
+    assert pictures == {"confusion.png", "bbox_precision_recall.png", "segm_precision_recall.png"}
 
 
 def test_weights_are_matched_with_the_data_by_name(trained, tmp_path, capsys):
@@ -236,6 +294,68 @@ def test_print_schedule_ends_before_anything_is_built(place):
     assert "SOLVER.BASE_LR: 0.005 -> 0.0025" in log
     assert "SOLVER.MAX_EPOCHS 2 x 12 images / 2 a step = 12 iterations" in log
     assert not (place / "schedule" / "config.yml").exists()
+
+
+def test_losses_on_the_test_data_are_measured_without_a_trace(trained):
+    # One batch of all images, in one order.
+    same = ("SOLVER.IMS_PER_BATCH", "12", "SOLVER.REFERENCE_IMS_PER_BATCH", "12", "SOLVER.MAX_ITER", "2", "SOLVER.WARMUP_ITERS", "1")
+    for folder, more in (("plain", ()), ("measured", ("TEST.LOSSES", "True", "SOLVER.TEST_PERIOD", "1"))):
+        assert train_main(words(trained, folder, *same, *more)) == 0
+    plain, measured = weights(trained, "plain"), weights(trained, "measured")
+    assert all(torch.equal(plain[name], measured[name]) for name in plain)
+    rows = [row for row in lines(trained / "measured" / "metrics.jsonl") if "val/loss" in row]
+    assert [row["iteration"] for row in rows] == [1, 2]
+    parts = ("objectness", "rpn_box_reg", "classifier", "box_reg", "mask")
+    for row in rows:
+        assert row["val/loss"] == pytest.approx(sum(row[f"val/loss_{part}"] for part in parts)) and row["val/loss"] > 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_losses_in_evaluation_mode_are_those_of_training(dtype):
+    model = narrow_model("mask_fpn", *("MODEL.RPN.FPN_POST_NMS_PER_BATCH", False))
+    images, targets = scene()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    dtype = getattr(torch, dtype)
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        expected = model.train()(images, targets)
+    measured = validation_losses(model, [(images, targets, (0, 1))], "cpu", dtype)
+    assert model.training
+    assert {f"val/{name}" for name in expected} | {"val/loss"} == set(measured)
+    for name, value in expected.items():
+        assert measured[f"val/{name}"] == pytest.approx(float(value), rel=1e-6)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_two_deterministic_runs_write_the_same_bytes(place):
+    written = []
+    try:
+        for copy in ("first", "second"):
+            given = ("DETERMINISTIC", "True", "DATALOADER.NUM_WORKERS", "2", "SOLVER.MAX_ITER", "3", "--skip-test")
+            assert train_main(words(place, "again", *given)) == 0
+            written.append((place / "again" / "model_final.pth").read_bytes())
+            (place / "again").rename(place / copy)
+            torch.manual_seed(len(copy))
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert written[0] == written[1]
+
+
+def test_tensorboard_gets_numbers_and_pictures(trained):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert train_main(words(trained, "board", "SOLVER.MAX_ITER", "3", "SOLVER.TENSORBOARD", "True")) == 0
+    events = reader.EventAccumulator(str(trained / "board" / "tensorboard")).Reload()
+    assert {"train/loss", "train/lr", "bbox/AP", "segm/AP"} <= set(events.Tags()["scalars"])
+    assert len(events.Tags()["images"]) == 4
+    rows = {row["iteration"]: row["loss"] for row in lines(trained / "board" / "metrics.jsonl") if "loss" in row}
+    assert {event.step: event.value for event in events.Scalars("train/loss")} == pytest.approx(rows, rel=1e-6)
+
+
+@pytest.mark.full
+def test_fifty_steps_in_bfloat16_stay_finite(place):
+    assert train_main(words(place, "half", "DTYPE", "bfloat16", "SOLVER.MAX_ITER", "50", "SOLVER.LOG_PERIOD", "1")) == 0
+    losses = [row["loss"] for row in lines(place / "half" / "metrics.jsonl") if "loss" in row]
+    assert len(losses) == 50 and max(losses) < 100 and sum(losses[-5:]) < sum(losses[:5])
 
 
 # what users do wrong

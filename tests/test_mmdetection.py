@@ -15,7 +15,7 @@ from PIL import Image
 from maskrcnn_bench.config import load_config
 from maskrcnn_bench.data import transforms as T
 from maskrcnn_bench.data.build import make_transforms
-from maskrcnn_bench.modeling.detector import build_detection_model
+from maskrcnn_bench.modeling.detector import Normalizer, build_detection_model
 from maskrcnn_bench.modeling.matcher import Matcher
 from maskrcnn_bench.modeling.rpn.anchor_generator import AnchorGenerator
 from maskrcnn_bench.modeling.rpn.rpn import RPN_NORMALIZERS
@@ -23,6 +23,7 @@ from maskrcnn_bench.modeling.sampler import Samples
 from maskrcnn_bench.solver import learning_rate, make_optimizer
 from maskrcnn_bench.structures.bounding_box import BoxList, BoxListBatch
 from maskrcnn_bench.structures.boxlist_ops import box_iou
+from maskrcnn_bench.structures.image_list import to_image_list
 from maskrcnn_bench.structures.segmentation_mask import SegmentationMask, pack_masks
 from maskrcnn_bench.weights import Loaded, load_into
 from maskrcnn_bench.weights.classes import names_of
@@ -45,10 +46,13 @@ def linked(shared_dir):
     return names
 
 
-def pairs(facts, linked):
-    """(our config, their resolved values) of every linked configuration and the plain Mask R-CNNs."""
-    names = [f"faster_rcnn/{name}" for name in linked] + [name[:-3] for name in facts if name.startswith("mask_rcnn/")]
+def pairs(facts, linked, further=()):
+    """(name, our config, their resolved values) of every linked configuration and the plain Mask R-CNNs; `further` folders as well."""
+    names = [f"faster_rcnn/{name}" for name in linked] + [name[:-3] for name in facts if name.split("/")[0] in ("mask_rcnn", *further)]
     return [(name, load_config(f"mmdetection/{name.split('/')[1]}.yaml"), facts[f"{name}.py"]) for name in names]
+
+
+BEYOND = ("cascade_rcnn", "retinanet")  # not on the page
 
 
 def epochs_and_steps(name, theirs):
@@ -60,11 +64,11 @@ def epochs_and_steps(name, theirs):
 
 def test_every_linked_configuration_is_shipped(facts, linked):
     assert len(linked) == 30
-    assert len(pairs(facts, linked)) == 33
+    assert len(pairs(facts, linked)) == 33 and len(pairs(facts, linked, BEYOND)) == 36
 
 
 def test_schedules_are_those_of_mmdetection(facts, linked):
-    for name, ours, theirs in pairs(facts, linked):
+    for name, ours, theirs in pairs(facts, linked, BEYOND):
         solver, optimizer = ours.SOLVER, theirs["optim_wrapper"]["optimizer"]
         warmup, steps = theirs["param_scheduler"]
         if solver.MAX_EPOCHS:
@@ -130,7 +134,7 @@ def test_training_and_testing_settings_are_those_of_mmdetection(facts, linked):
 
 
 def test_images_are_prepared_as_in_mmdetection(facts, linked):
-    for name, ours, theirs in pairs(facts, linked):
+    for name, ours, theirs in pairs(facts, linked, BEYOND):
         given = theirs["model"]["data_preprocessor"]
         scale = 255 if given["bgr_to_rgb"] else 1
         assert np.allclose(np.array(ours.INPUT.PIXEL_MEAN) * scale, given["mean"]), name
@@ -144,6 +148,37 @@ def test_images_are_prepared_as_in_mmdetection(facts, linked):
         assert (ours.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range") == (resize["type"] == "RandomResize"), name
     resize = make_transforms(load_config("mmdetection/faster-rcnn_r50_fpn_ms-3x_coco.yaml")).transforms[1]
     assert resize.min_size == tuple(range(640, 801))
+
+
+@pytest.mark.parametrize("name", ["cascade-rcnn_r50_fpn_1x_coco", "cascade-mask-rcnn_r50_fpn_1x_coco"])
+def test_cascades_are_those_of_mmdetection(facts, name):
+    keys, theirs = load_config(f"mmdetection/{name}.yaml").MODEL, facts[f"cascade_rcnn/{name}.py"]["model"]
+    heads, stages, proposals = theirs["roi_head"], theirs["train_cfg"]["rcnn"], theirs["train_cfg"]["rpn_proposal"]
+    cascade, rpn = keys.ROI_BOX_CASCADE_HEAD, keys.RPN
+    assert cascade.ENABLED and keys.CLS_AGNOSTIC_BBOX_REG and keys.MASK_ON == ("mask_head" in heads)
+    assert tuple(cascade.LOSS_WEIGHTS) == tuple(heads["stage_loss_weights"])
+    assert tuple(cascade.IOUS) == tuple(stage["assigner"]["pos_iou_thr"] for stage in stages)
+    assert np.allclose(1 / np.array(cascade.BBOX_REG_WEIGHTS), [head["bbox_coder"]["target_stds"] for head in heads["bbox_head"]])
+    assert {head["loss_bbox"]["beta"] for head in heads["bbox_head"]} == {keys.ROI_BOX_HEAD.SMOOTH_L1_BETA}
+    assert (rpn.SMOOTH_L1_BETA, rpn.STRADDLE_THRESH) == (
+        theirs["rpn_head"]["loss_bbox"]["beta"],
+        theirs["train_cfg"]["rpn"]["allowed_border"],
+    )
+    assert (rpn.PRE_NMS_TOP_N_TRAIN, rpn.POST_NMS_TOP_N_TRAIN) == (proposals["nms_pre"], proposals["max_per_img"])
+    assert rpn.FPN_POST_NMS_TOP_N_TRAIN == rpn.POST_NMS_TOP_N_TRAIN
+
+
+def test_retinanet_is_that_of_mmdetection(facts):
+    cfg, theirs = load_config("mmdetection/retinanet_r50_fpn_1x_coco.yaml"), facts["retinanet/retinanet_r50_fpn_1x_coco.py"]["model"]
+    keys, head, test = cfg.MODEL.RETINANET, theirs["bbox_head"], theirs["test_cfg"]
+    anchors, assigner = head["anchor_generator"], theirs["train_cfg"]["assigner"]
+    assert keys.ANCHOR_SIZES == tuple(anchors["octave_base_scale"] * stride for stride in anchors["strides"])
+    assert keys.ANCHOR_STRIDES == tuple(anchors["strides"]) and keys.SCALES_PER_OCTAVE == anchors["scales_per_octave"]
+    assert (keys.FG_IOU_THRESHOLD, keys.BG_IOU_THRESHOLD) == (assigner["pos_iou_thr"], assigner["neg_iou_thr"])
+    assert (keys.LOSS_ALPHA, keys.LOSS_GAMMA) == (head["loss_cls"]["alpha"], head["loss_cls"]["gamma"])
+    assert (keys.BOX_REG_LOSS, keys.BBOX_REG_WEIGHT, keys.USE_C5) == ("l1", 1.0, theirs["neck"]["add_extra_convs"] == "on_input")
+    assert (keys.INFERENCE_TH, keys.NMS_TH, keys.PRE_NMS_TOP_N) == (test["score_thr"], test["nms"]["iou_threshold"], test["nms_pre"])
+    assert cfg.TEST.DETECTIONS_PER_IMG == test["max_per_img"] and keys.NUM_CLASSES == head["num_classes"] + 1
 
 
 @pytest.mark.parametrize("name", ["r50-caffe-dc5_1x_coco", "x101-64x4d_fpn_1x_coco", "r50-caffe_c4-1x_coco"])
@@ -209,6 +244,17 @@ def test_resizing_gives_what_opencv_gave():
         [71, 147, 134],
         [37, 185, 124],
     ]
+
+
+def test_the_input_is_that_of_mmdetection_to_the_last_bit():
+    """Mean and deviation are multiplied by 255, where others divide the pixels."""
+    cfg = load_config("mmdetection/faster-rcnn_r50_fpn_1x_coco.yaml")
+    normalizer = narrow_model("mm_faster_giou").normalizer
+    values = torch.arange(256, dtype=torch.uint8).expand(3, 1, 256)
+    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]))
+    wanted = (values.float() - mean) / std
+    assert torch.equal(normalizer(to_image_list([values]))[0], wanted)
+    assert not torch.equal(Normalizer(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD, False)(to_image_list([values]))[0], wanted)
 
 
 # Anchors, matching, normalisers
@@ -287,6 +333,24 @@ def test_names_of_both_generations_are_known(shared_dir):
     assert loaded.kind == "mmdetection" and not loaded.meta["unused"]
     ours = {name: value.shape for name, value in model.state_dict().items() if "cell_anchors" not in name}
     assert {name: value.shape for name, value in loaded.state_dict.items()} == ours
+
+
+def test_names_of_retinanet_are_known():
+    with torch.device("meta"):
+        ours = build_detection_model(load_config("mmdetection/retinanet_r50_fpn_1x_coco.yaml")).state_dict()
+    shapes = {f"neck.lateral_convs.{k}.conv": (256, channels, 1, 1) for k, channels in enumerate((512, 1024, 2048))}
+    shapes |= {f"neck.fpn_convs.{k}.conv": (256, 2048 if k == 3 else 256, 3, 3) for k in range(5)}
+    shapes |= {f"bbox_head.{tower}_convs.{k}.conv": (256, 256, 3, 3) for tower in ("cls", "reg") for k in range(4)}
+    shapes |= {"bbox_head.retina_cls": (9 * 80, 256, 3, 3), "bbox_head.retina_reg": (9 * 4, 256, 3, 3)}
+    theirs = {f"{name}.weight": torch.zeros(shape) for name, shape in shapes.items()}
+    loaded = convert(theirs | {f"{name}.bias": torch.zeros(shape[0]) for name, shape in shapes.items()})
+    assert loaded.kind == "mmdetection (RetinaNet)" and not loaded.meta["unused"]
+    beyond_the_trunk = {name: value.shape for name, value in ours.items() if not name.startswith("backbone.body.")}
+    assert {name: value.shape for name, value in loaded.state_dict.items()} == {
+        name: shape for name, shape in beyond_the_trunk.items() if "cell_anchors" not in name
+    }
+    assert loaded.meta["source"]["backbone.fpn.top_blocks.p7.bias"] == "neck.fpn_convs.4.conv.bias"
+    assert loaded.meta["source"]["backbone.fpn.fpn_layer2.bias"] == "neck.fpn_convs.0.conv.bias"
 
 
 def test_background_moves_to_the_front():

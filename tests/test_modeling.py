@@ -150,7 +150,8 @@ def test_every_candidate_is_drawn_equally_often():
 
 
 def selector(per_batch, **changes):
-    coder = BoxCoder((1.0, 1.0, 1.0, 1.0), 1, 1.0, DIALECTS["maskrcnn_benchmark"].log_size_range)
+    pixel = changes.get("pixel", 1)
+    coder = BoxCoder((1.0, 1.0, 1.0, 1.0), pixel, float(pixel), DIALECTS["maskrcnn_benchmark"].log_size_range)
     values = dict(pre_nms_top_n=30, post_nms_top_n=20, fpn_post_nms_top_n=25, per_batch=per_batch, nms_thresh=0.5)
     values.update(min_size=0, drop_empty=False, rank_by="probability", pixel=1)
     return ProposalSelector(coder, **(values | changes))

@@ -13,8 +13,10 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskrcnn_bench.layers import ROIAlign, _ops, batched_nms_keep, bitmap_targets, nms, polygon_targets, roi_align
+from maskrcnn_bench.layers import ROIAlign, _ops, batched_nms_keep, bitmap_targets, nms, polygon_targets, roi_align, sigmoid_focal_loss
 from maskrcnn_bench.layers import mask_targets as mask_page
+from maskrcnn_bench.modeling.box_coder import BoxCoder, clip_boxes
+from maskrcnn_bench.structures.boxlist_ops import box_iou
 
 # `layers.nms` and `layers.roi_align` are the functions; their pages have the same names.
 nms_page = sys.modules["maskrcnn_bench.layers.nms"]
@@ -409,6 +411,110 @@ def test_bitmap_targets_odd_inputs(run):
     assert not out[1:].any()
 
 
+# ---------------------------------------------------------------------------------------------- matching, decoding
+
+match_page = sys.modules["maskrcnn_bench.layers.match"]
+decode_page = sys.modules["maskrcnn_bench.layers.decode_boxes"]
+MATCH_RULES = [(True, 0.0, True), (True, 0.0, False), (True, 0.3, True), (False, 0.0, True)]  # (low_quality, least_overlap, to_best)
+
+
+def match_of(images, slots, count, rule=MATCH_RULES[0], shared=True, rivals=False, whole=False, pixel=1.0):
+    """Objects, some slots of which are not in use, and boxes; whole coordinates, and objects among the boxes, make ties."""
+    seed = images + slots + count
+    objects = random_boxes(seed, images, slots)
+    boxes = random_boxes(seed + 2, *(() if shared else (images,)), count)
+    if whole:
+        objects, boxes = objects.round(), boxes.round()
+        boxes.view(-1, count, 4)[:, : min(slots, count)] = objects[:1, : min(slots, count)]
+    valid = torch.rand(images, slots, generator=generator(seed + 4)) < 0.7
+    competing = torch.rand(images, count, generator=generator(seed + 5)) < 0.8 if rivals else None
+    return objects, valid, boxes, competing, pixel, 0.5, 0.3, *rule
+
+
+def matrix_match(objects, valid, boxes, rivals, pixel, high, low, low_quality, least_overlap, to_best):
+    """By the whole matrix of overlaps of each image, one object after the other."""
+    out = []
+    for n in range(len(objects)):
+        own = boxes if boxes.dim() == 2 else boxes[n]
+        iou = box_iou(own, objects[n], pixel).masked_fill(~valid[n], -1.0)
+        best = [max(row) if row else -1.0 for row in iou.tolist()]
+        first = [row.index(max(row)) if row and max(row) > -1 else 0 for row in iou.tolist()]
+        answer = [-1 if b < np.float32(low) else -2 if b < np.float32(high) else m for b, m in zip(best, first, strict=True)]
+        seen = iou if rivals is None else torch.where(rivals[n, :, None], iou, -1.0)
+        for m in range(len(objects[n])) if low_quality and len(own) else ():
+            for a in ((seen[:, m] == seen[:, m].max()) & (seen[:, m] >= least_overlap)).nonzero()[:, 0].tolist():
+                answer[a] = first[a] if to_best else m
+        out.append(answer)
+    return torch.tensor(out, dtype=torch.int64).view(len(objects), boxes.shape[-2])
+
+
+@pytest.mark.parametrize("rule", MATCH_RULES)
+@pytest.mark.parametrize("whole", [False, True])
+def test_match_equals_the_whole_matrix(rule, whole):
+    for (images, slots, count), shared, rivals in itertools.product(((2, 0, 5), (1, 1, 1), (3, 20, 300)), (True, False), (True, False)):
+        args = match_of(images, slots, count, rule, shared, rivals, whole)
+        expected = matrix_match(*args)
+        assert torch.equal(OPS.match(*args), expected)
+        assert torch.equal(match_page._match_torch(*args), expected)
+
+
+def test_match_does_not_depend_on_threads():
+    args = match_of(2, 40, 5000, rivals=True, whole=True)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = OPS.match(*args)
+        torch.set_num_threads(4)
+        assert torch.equal(OPS.match(*args), alone)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def decode_of(images, count, chosen, clip=True, min_size=4.0, strict=False, decode_pixel=1.0):
+    regression = torch.randn(images, count, 4, generator=generator(60)) * 3
+    inds = torch.randint(0, count, (images, chosen), generator=generator(61))
+    sizes = torch.tensor([[60.0, 40], [33, 50], [80, 80]])[:images]
+    anchors = random_boxes(62, count)
+    return regression, anchors, inds, sizes, (10.0, 10.0, 5.0, 5.0), (-math.inf, 2.0), 1.0, decode_pixel, clip, min_size, strict
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize(("min_size", "strict"), [(0.0, False), (4.0, False), (1.0, True)])
+def test_decode_boxes_equals_the_coder_to_the_bit(clip, min_size, strict):
+    args = decode_of(3, 50, 90, clip, min_size, strict)
+    regression, anchors, inds, sizes, weights, size_range, pixel, decode_pixel, *_ = args
+    coder = BoxCoder(weights, pixel, decode_pixel, size_range)
+    expected = coder.decode(regression.gather(1, inds[..., None].expand(-1, -1, 4)), anchors[inds])
+    expected = clip_boxes(expected, sizes, pixel) if clip else expected
+    side = expected[..., 2:] - expected[..., :2] + pixel
+    large = (side > min_size if strict else side >= min_size).all(-1)
+    for run in (OPS.decode_boxes, decode_page._decode_boxes_torch):
+        boxes, is_large = run(*args)
+        assert torch.equal(boxes, expected) and torch.equal(is_large, large)
+    assert not clip or min_size == 0 or 0 < large.float().mean() < 1
+
+
+def test_focal_loss_and_its_gradient():
+    """By autograd through the formula of the paper, in float64."""
+    grad, logits, labels, gamma, alpha = focal_case(True, (3, 50, 4))
+    p = logits.double().sigmoid()
+    positive = labels[..., None] == torch.arange(1, 5)
+    p_t = torch.where(positive, p, 1 - p)
+    expected = -torch.where(positive, alpha, 1 - alpha) * (1 - p_t) ** gamma * p_t.log() * (labels[..., None] >= 0)
+    loss = sigmoid_focal_loss(logits, labels, gamma, alpha)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=1e-6)
+    mine, other = (torch.autograd.grad(out, logits, grad.to(out.dtype))[0] for out in (loss, expected))
+    torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
+def test_decode_boxes_keeps_nan():
+    args = list(decode_of(1, 3, 3))
+    args[0][0, 1] = math.nan
+    args[2] = torch.tensor([[0, 1, 2]])
+    boxes, large = OPS.decode_boxes(*args)
+    assert boxes[0].isnan().any(-1).tolist() == [False, True, False] and not large[0, 1]
+
+
 # ---------------------------------------------------------------------------------------------- all operators
 
 
@@ -430,6 +536,13 @@ def backward_case():
     return torch.randn(14, 3, height, width), *rest, [2, 3, 12, 15, 6, 8], ratio, shift, min_size
 
 
+def focal_case(wants_grad, shape=(2, 5, 4)):
+    """Gradient, logits, labels, gamma, alpha."""
+    logits = torch.randn(shape, generator=generator(70)) * 6
+    labels = torch.randint(-1, shape[-1] + 1, shape[:-1], generator=generator(71))
+    return torch.randn(shape, generator=generator(72)), logits.requires_grad_(wants_grad), labels, 2.0, 0.25
+
+
 def roi_case_with_grad():
     features, *rest = roi_case(dtype=torch.float32)
     return [feature.requires_grad_() for feature in features], *rest
@@ -441,6 +554,10 @@ CASES = {
     "roi_align_backward": backward_case,
     "polygon_targets": polygon_case,
     "bitmap_targets": bitmap_case,
+    "match": lambda: match_of(2, 3, 9, rivals=True),
+    "decode_boxes": lambda: decode_of(2, 7, 5),
+    "sigmoid_focal_loss": lambda: focal_case(True)[1:],
+    "sigmoid_focal_loss_backward": lambda: focal_case(False),
 }
 
 
@@ -459,12 +576,24 @@ def test_no_boxes(name):
         "roi_align_backward": [torch.zeros(0, 3, 2, 2), *roi_case(count=0)[1:5], [2, 3, 12, 15, 6, 8], 2, 0.0, 1.0],
         "polygon_targets": [*pack_polygons([]), torch.zeros(0, 4), inds, 5],
         "bitmap_targets": [*bitmaps, torch.zeros(0, 4), inds, 5],
+        "match": match_of(2, 3, 0),
+        "decode_boxes": decode_of(2, 7, 0),
+        "sigmoid_focal_loss": focal_case(False, (2, 0, 4))[1:],
+        "sigmoid_focal_loss_backward": focal_case(False, (2, 0, 4)),
     }[name]
     choices = [getattr(OPS, name), *_ops._replacements[name].values()]
-    shapes = {"nms": [(2, 0)], "roi_align": [(0, 3, 3, 2)], "roi_align_backward": [(2, 3, 12, 15), (2, 3, 6, 8)]}
+    shapes = {
+        "nms": [(2, 0)],
+        "match": [(2, 0)],
+        "decode_boxes": [(2, 0, 4), (2, 0)],
+        "sigmoid_focal_loss": [(2, 0, 4)],
+        "sigmoid_focal_loss_backward": [(2, 0, 4)],
+        "roi_align": [(0, 3, 3, 2)],
+        "roi_align_backward": [(2, 3, 12, 15), (2, 3, 6, 8)],
+    }
     for run in choices:
         out = run(*empty)
-        out = out if isinstance(out, list) else [out]
+        out = list(out) if isinstance(out, (list, tuple)) else [out]
         assert [tuple(tensor.shape) for tensor in out] == shapes.get(name, [(0, 5, 5)])
         assert not any(tensor.any() for tensor in out)
 
@@ -518,6 +647,11 @@ def wrong(case, position, value):
         (roi_align, wrong(roi_case(), 0, [torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, 4)]), r"features\[1\]: expected shape \[2, 3, H1"),
         (polygon_targets, wrong(polygon_case(), 3, torch.zeros(2, 3)), r"frames: expected shape \[R, 4\], got \[2, 3\]"),
         (bitmap_targets, wrong(bitmap_case(), 1, torch.zeros(2, 4)), r"geometry: expected shape \[G, 5\], got \[2, 4\]"),
+        (OPS.match, wrong(match_of(2, 3, 9), 1, torch.ones(2, 3)), "valid: expected Bool, got Float"),
+        (match_page.match, wrong(match_of(2, 3, 9), 2, torch.zeros(9, 5)), r"boxes: expected shape \[A, 4\], got \[9, 5\]"),
+        (match_page.match, wrong(match_of(2, 3, 9), 3, torch.ones(2, 8) > 0), r"rivals: expected shape \[2, 9\], got \[2, 8\]"),
+        (decode_page.decode_boxes, wrong(decode_of(2, 7, 5), 3, torch.zeros(3, 2)), r"sizes: expected shape \[2, 2\], got \[3, 2\]"),
+        (OPS.decode_boxes, wrong(decode_of(2, 7, 5), 4, (1.0, 2.0)), "weights: expected 4 numbers, got 2"),
         (ROIAlign((7, 7), 1.0, 2), [torch.zeros(1, 1, 4, 4), torch.zeros(3, 4)], r"rois: expected shape \[R, 5\], got \[3, 4\]"),
     ],
 )
@@ -533,6 +667,7 @@ def test_wrong_shapes(run, args, message):
     [
         (roi_align, wrong(roi_case(), 2, torch.full((14,), 2)), r"image_inds\[\d+\]: expected 0 to 1, got 2"),
         (roi_align, wrong(roi_case(), 3, torch.full((14,), 2)), r"levels\[0\]: expected -1 \(padding\) to 1, got 2"),
+        (decode_page.decode_boxes, wrong(decode_of(2, 7, 5), 2, torch.full((2, 5), 7)), r"inds\[0\]: expected 0 to 6, got 7"),
         (polygon_targets, wrong(polygon_case(), 4, torch.tensor([0, 3])), r"object_inds\[1\]: expected -1 \(none\) to 2, got 3"),
         (polygon_targets, wrong(polygon_case(), 2, torch.tensor([0, 2, 1, 99])), r"object_offsets\[2\]: expected ascending"),
         (bitmap_targets, wrong(bitmap_case(), 3, torch.tensor([7, 0])), r"object_inds\[0\]: expected -1 \(none\) to 2, got 7"),
@@ -596,8 +731,7 @@ GPU_CASES = {
         *(big_nms_case(4, 700, threshold, 0.0, limit) for threshold, limit in ((0.3, 0), (0.5, 3), (0.7, 100))),
     ],
     "roi_align": lambda: [
-        roi_case(rule, ratio, dtype, 40, channels)
-        for rule, ratio, dtype, channels in itertools.product(RULES, (0, 2, 20), FLOATS, (3, 16))
+        roi_case(rule, ratio, dtype, 40, channels) for rule, ratio, dtype, channels in itertools.product(RULES, (0, 2, 20), FLOATS, (3, 16))
     ],
     "roi_align_backward": lambda: [
         grad_case(dtype, channels, rule, ratio) for rule, ratio, dtype, channels in itertools.product(RULES, (0, 2), FLOATS, (3, 16))
@@ -606,6 +740,18 @@ GPU_CASES = {
         big_polygon_case(resolution, dtype) for resolution, dtype in itertools.product((1, 14, 28, 112), (torch.float32, torch.float64))
     ],
     "bitmap_targets": lambda: [big_bitmap_case()],
+    "match": lambda: [
+        match_of(images, slots, count, rule, shared, rivals, whole)
+        for (images, slots, count), rule, shared, rivals, whole in itertools.product(
+            ((1, 0, 9), (2, 1, 256), (3, 127, 257), (2, 300, 5000)), MATCH_RULES, (True, False), (True, False), (True, False)
+        )
+    ],
+    "sigmoid_focal_loss": lambda: [focal_case(False, shape)[1:] for shape in ((70, 80), (3, 999, 4))],
+    "sigmoid_focal_loss_backward": lambda: [focal_case(False, shape) for shape in ((70, 80), (3, 999, 4))],
+    "decode_boxes": lambda: [
+        decode_of(3, 2000, 1000, clip, min_size, strict, decode_pixel)
+        for clip, min_size, strict, decode_pixel in itertools.product((True, False), (0.0, 4.0), (True, False), (0.0, 1.0))
+    ],
 }
 
 

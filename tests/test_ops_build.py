@@ -15,7 +15,7 @@ from maskrcnn_bench.layers import _build, _ops
 
 def test_kernels_never_wait_for_the_device(repository):
     text = {path.name: path.read_text() for path in (repository / "csrc").rglob("*.*")}
-    names = ("nms", "roi_align", "polygon_targets", "bitmap_targets")
+    names = ("nms", "roi_align", "polygon_targets", "bitmap_targets", "match", "decode_boxes")
     assert {"ops.cpp", "roi_align_backward.cu", *(f"{name}.{ending}" for name in names for ending in ("cpp", "cu"))} <= set(text)
     for name, source in text.items():
         waits = re.search(r"\bitem\b|[mM]emcpy|[sS]ynchronize|nonzero|\.cpu\(|kCPU|is_nonzero|masked_select", source)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from maskrcnn_bench.config import load_config
+
 FIXTURES = [
     "mb/e2e_faster_rcnn_R_50_FPN_1x",
     "mb/e2e_mask_rcnn_R_50_FPN_1x",
@@ -84,6 +86,48 @@ def test_unknown_folders_and_projects_are_named(parity, tmp_path, capsys):
         (tmp_path / "spec.json").write_text(json.dumps({"short": "xx", "peer": "another"}))
 
 
+def test_detections_that_the_project_dropped_have_no_row(parity):
+    boxes = torch.tensor([[0, 0, 2, 2], [0, 3, 5, 3], [1, 1, 4, 4.0]])
+    assert parity.places_among(boxes, 2).tolist() == [0, -1, 1]
+    assert parity.places_among(boxes, 3).tolist() == [0, 1, 2]
+
+
+def fixture_of(fixture_module, folder, config, overrides):
+    spec = {"short": "d2", "config": config, "overrides": overrides, "tensors": []}
+    (folder / "spec.json").write_text(json.dumps(spec))
+    for name in ("stored.npz", "expected.npz"):
+        np.savez(folder / name)
+    return fixture_module.Fixture(folder)
+
+
+def test_our_configuration_is_found_by_its_name_and_whatever_its_schedule(fixture_module, tmp_path):
+    for name, ours in (
+        ("COCO-Detection/faster_rcnn_R_50_FPN_3x", "faster_rcnn_R_50_FPN_3x"),
+        ("COCO-Keypoints/keypoint_rcnn_R_101_FPN_1x", "keypoint_rcnn_R_101_FPN_3x"),
+        ("PascalVOC-Detection/faster_rcnn_R_50_C4", "faster_rcnn_R_50_C4"),
+    ):
+        assert fixture_of(fixture_module, tmp_path, f"{name}.yaml", {}).config_file().stem == ours
+    with pytest.raises(ValueError, match="expected sparse_rcnn_R_50.yaml .* add the file"):
+        fixture_of(fixture_module, tmp_path, "sparse_rcnn_R_50.yaml", {}).config_file()
+
+
+def test_detectron2s_overrides_in_our_words(fixture_module, tmp_path):
+    theirs = {
+        "MODEL.WEIGHTS": "",
+        "MODEL.ROI_HEADS.NUM_CLASSES": 20,
+        "MODEL.RPN.IOU_THRESHOLDS": [0.3, 0.7],
+        "MODEL.RPN.POST_NMS_TOPK_TEST": 9,
+    }
+    options = fixture_of(fixture_module, tmp_path, "x.yaml", theirs).options()
+    assert dict(zip(options[::2], options[1::2])) == {
+        "MODEL.ROI_BOX_HEAD.NUM_CLASSES": 21,
+        "MODEL.RPN.BG_IOU_THRESHOLD": 0.3,
+        "MODEL.RPN.FG_IOU_THRESHOLD": 0.7,
+        "MODEL.RPN.POST_NMS_TOP_N_TEST": 9,
+        "MODEL.RPN.FPN_POST_NMS_TOP_N_TEST": 9,
+    }
+
+
 def test_weights_follow_from_their_names(fixture_module, tmp_path):
     spec = {
         "short": "mb",
@@ -95,6 +139,15 @@ def test_weights_follow_from_their_names(fixture_module, tmp_path):
     state = fixture_module.Fixture(tmp_path).state_dict()
     drawn = np.random.Generator(np.random.PCG64(zlib.crc32(b"a"))).standard_normal((2, 3), dtype=np.float32) * np.float32(0.5)
     assert np.array_equal(state["a"].numpy(), drawn) and state["c"] is state["a"] and state["b"].tolist() == [1, 1]
+
+
+def test_overrides_of_one_value_stay_lists_where_the_key_is_a_list(fixture_module, tmp_path):
+    overrides = {"MODEL.RPN.ANCHOR_STRIDE": [16], "INPUT.MIN_SIZE_TRAIN": [300], "INPUT.MIN_SIZE_TEST": 300}
+    (tmp_path / "spec.json").write_text(json.dumps({"short": "mb", "config": "e2e_mask_rcnn_R_50_C4_1x.yaml", "overrides": overrides}))
+    np.savez(tmp_path / "expected.npz")
+    fixture = fixture_module.Fixture(tmp_path)
+    config = load_config(fixture.config_file(), fixture.options())
+    assert (config.MODEL.RPN.ANCHOR_STRIDE, config.INPUT.MIN_SIZE_TRAIN, config.INPUT.MIN_SIZE_TEST) == ((16,), (300,), 300)
 
 
 def scored(fixture_module, boxes, scores, labels=None):

@@ -17,6 +17,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from maskrcnn_bench.cli import main
+from maskrcnn_bench.data.build import make_dataset
 from maskrcnn_bench.demo import predict
 from maskrcnn_bench.demo.images import Found, find_images, read_image
 from maskrcnn_bench.demo.predict import overlay_paths, predict_main, save_picture, write_atomically
@@ -182,7 +183,7 @@ def test_pictures_and_results(place, weights, capsys):
     assert Image.open(place / "out" / "0_det.jpg").size == (320, 256), "small pictures are enlarged to be readable"
 
 
-def test_score_is_the_least_that_is_written(place, weights):
+def test_score_is_the_least_that_is_written(place, weights, capsys):
     photo().save("a.png")
     assert run("a.png", "--weights", weights, "--score", 0) == 0
     scores = sorted(row["score"] for row in results())
@@ -191,14 +192,17 @@ def test_score_is_the_least_that_is_written(place, weights):
     assert [row["score"] for row in results()] == scores[-1:]
     assert run("a.png", "--weights", weights, "--score", 1) == 0
     assert results() == [], "nothing found is a result too"
+    said = f"nothing scored above 1, the best was {scores[-1]:.2f}; lower --score to see what the model is less sure of\n"
+    assert capsys.readouterr().out.endswith(said)
 
 
 @pytest.mark.parametrize("family", ["mask_fpn", "faster_fpn"])
-def test_model_that_finds_nothing(place, tmp_path_factory, family):
+def test_model_that_finds_nothing(place, tmp_path_factory, family, capsys):
     path = save_model(tmp_path_factory.mktemp("model"), family)
     photo().save("a.png")
     assert run("a.png", "--weights", path, "--score", 0, "MODEL.ROI_HEADS.SCORE_THRESH", 1.0) == 0
     assert results() == [] and (place / "output" / "predict" / "a_det.jpg").is_file()
+    assert "nothing scored above 0, and nothing below it either" in capsys.readouterr().out
 
 
 def test_half_precision(place, weights):
@@ -255,6 +259,28 @@ def test_model_without_masks_writes_boxes(place, tmp_path_factory):
     assert results() and all("segmentation" not in row for row in results())
 
 
+def test_annotations_are_a_data_set(place, weights, capsys):
+    (place / "photos" / "more").mkdir(parents=True)
+    pictures = {"photos/a.png": photo(80, 64, 1), "photos/more/b.png": photo(64, 80, 2)}
+    for name, picture in pictures.items():
+        picture.save(name)
+    (place / "photos" / "broken.png").write_bytes(b"no picture")
+    assert run("photos", "--weights", weights, "--score", 0, "--annotations", "photos/instances_train.json") == 1
+    assert "annotations in photos/instances_train.json" in capsys.readouterr().out
+    dataset = make_dataset("photos", masks=True, keep_empty=True)
+    assert dataset.class_names == NAMES
+    rows = results()
+    for index in range(len(dataset)):
+        picture, target, _ = dataset[index]
+        name = dataset.get_img_info(index)["file_name"]
+        assert picture.tobytes() == pictures[f"photos/{name}"].tobytes()
+        mine = [row for row in rows if row["file_name"] == name]
+        assert set(target.get_field("labels").tolist()) <= {row["category_id"] for row in mine}
+        masks = np.stack([m.get_mask_tensor().reshape(picture.height, picture.width).numpy() for m in target.get_field("masks")])
+        expected = np.stack([coco_mask.decode(row["segmentation"]) for row in mine if coco_mask.area(row["segmentation"])])
+        assert len(masks) == len(target) and all((expected == mask).all(axis=(1, 2)).any() for mask in masks)
+
+
 def test_verb_of_the_command(place, weights, capsys):
     photo().save("a.png")
     assert main(["predict", "a.png", "--weights", weights]) == 0
@@ -287,11 +313,14 @@ def test_mistakes_are_one_line(place, weights, capsys, words, message):
 @pytest.mark.parametrize(
     "words,message",
     [
-        (["a.png"], "--weights"),
+        (["a.png"], "--weights is missing: a trained model: a file, an address, or the output folder of a training. `maskrcnn-bench demo`"),
         (["--weights", "w.pth"], "IMAGE"),
         (["--weights", "w.pth", "SEED", "3"], "at least one image"),
         (["a.png", "--weights", "w.pth", "--score", "1.5"], "from 0 to 1, got 1.5"),
+        (["a.png", "--weights", "w.pth", "--score", "abc"], "argument --score: expected a number from 0 to 1, got abc"),
+        (["a.png", "--weights", "w.pth", "--score", "nan"], "from 0 to 1, got nan"),
         (["a.png", "--weights", "w.pth", "--batch-size", "0"], "from 1 on, got 0"),
+        (["a.png", "--weights", "w.pth", "--batch-size", "two"], "argument --batch-size: expected a whole number from 1 on, got two"),
     ],
 )
 def test_wrong_options_explain_themselves(capsys, words, message):

@@ -6,6 +6,7 @@ import http.client
 import io
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import browser
 import numpy as np
@@ -375,12 +377,17 @@ def test_only_this_machine_unless_asked(weights, monkeypatch, capsys):
 def test_process_ends_with_ctrl_c(weights, repository):
     code = "import sys; from maskrcnn_bench.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "demo", "--serve", "--port", "0", "--weights", weights]
-    with subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, text=True) as process:
-        line = process.stdout.readline()
-        assert line.startswith("Open http://127.0.0.1:")
-        urllib.request.urlopen(line.split()[1], timeout=10).read()
-        process.send_signal(2)
-        assert process.wait(20) == 0
+    # What runs in the background of a script is started deaf to Ctrl-C, and so would be its children.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, text=True, preexec_fn=heed) as process:
+        try:
+            line = process.stdout.readline()
+            assert line.startswith("Open http://127.0.0.1:")
+            urllib.request.urlopen(line.split()[1], timeout=10).read()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
 
 
 # the page

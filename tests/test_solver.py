@@ -1,5 +1,7 @@
 """Learning rate, parameter groups, and the schedule that follows the batch."""
 
+import sys
+import types
 from bisect import bisect_right
 
 import pytest
@@ -169,6 +171,31 @@ def test_apex_is_asked_for_by_name_and_its_absence_is_explained(monkeypatch):
         make_optimizer(load_config(YAML, ["SOLVER.OPTIMIZER", "apex_fused_sgd"]), Net())
 
 
+def test_apex_gets_the_groups_and_the_schedule(monkeypatch):
+    class FusedSGD(torch.optim.SGD):
+        pass
+
+    optimizers = types.ModuleType("apex.optimizers")
+    optimizers.FusedSGD = FusedSGD
+    monkeypatch.setitem(sys.modules, "apex", types.ModuleType("apex"))
+    monkeypatch.setitem(sys.modules, "apex.optimizers", optimizers)
+    cfg = load_config(YAML, ["SOLVER.OPTIMIZER", "apex_fused_sgd", "SOLVER.WARMUP_ITERS", "0"])
+    torch.manual_seed(0)
+    mine, theirs = Net(), Net()
+    theirs.load_state_dict(mine.state_dict())
+    optimizer, usual = make_optimizer(cfg, mine), make_optimizer(load_config(YAML), theirs)
+    assert isinstance(optimizer, FusedSGD) and len(optimizer.param_groups) == len(usual.param_groups)
+    make_lr_scheduler(cfg, usual).step(0)
+    make_lr_scheduler(cfg, optimizer).step(0)
+    for _ in range(2):
+        for parameter in (*mine.parameters(), *theirs.parameters()):
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        usual.step()
+    for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+
+
 def test_a_model_without_gradients_is_refused():
     with pytest.raises(ValueError, match="FREEZE_CONV_BODY_AT"):
         make_optimizer(load_config(YAML), Net().requires_grad_(False))
@@ -263,6 +290,21 @@ def test_epochs_become_iterations():
     assert lines[1] == "SOLVER.MAX_ITER: 90000 -> 75"
     kept, _ = schedule_from_epochs(cfg, ["SOLVER.STEPS", "SOLVER.WARMUP_ITERS"], 100)
     assert (kept.SOLVER.STEPS, kept.SOLVER.WARMUP_ITERS) == ((60000, 80000), 500)
+
+
+def test_steps_and_periods_may_be_said_in_epochs():
+    given = ["SOLVER.IMS_PER_BATCH", "4", "SOLVER.STEPS", "(8e, 11e)", "SOLVER.TEST_PERIOD", "0.5e", "SOLVER.CHECKPOINT_PERIOD", "1e"]
+    cfg = load_config(YAML, [*given, "SOLVER.MAX_EPOCHS", "12"])
+    check_schedule(cfg)
+    cfg, _ = scale_schedule(cfg, (), ("SOLVER.IMS_PER_BATCH",), 1, 16)
+    solver = schedule_from_epochs(cfg, (), 100)[0].SOLVER
+    assert (solver.MAX_ITER, solver.STEPS, solver.TEST_PERIOD, solver.CHECKPOINT_PERIOD) == (300, (200, 275), 13, 25)
+    mixed = load_config(YAML, ["SOLVER.STEPS", "['2e', 100]", "SOLVER.TEST_PERIOD", "3e", "SOLVER.TEST_PERIOD", "7"])
+    new = schedule_from_epochs(mixed, (), 160)[0].SOLVER
+    assert (new.STEPS, new.TEST_PERIOD, new.CHECKPOINT_PERIOD) == ((20, 100), 7, mixed.SOLVER.CHECKPOINT_PERIOD)
+    for key, value in (("STEPS", "(8x,)"), ("TEST_PERIOD", "e"), ("MAX_ITER", "8e")):
+        with pytest.raises(ValueError, match=f"SOLVER.{key} expects"):
+            load_config(YAML, [f"SOLVER.{key}", value])
 
 
 def test_changed_leaves_the_original_alone():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,11 +13,13 @@ import torch
 from models import FAMILIES, narrow_model, scene, scene_of
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from maskrcnn_bench.modeling import matcher
 from maskrcnn_bench.structures.bounding_box import BoxListBatch
 from maskrcnn_bench.structures.image_list import ImageList
 from maskrcnn_bench.utils.data_dependent import StaticGraphRecorder
 
-OWN_OPS = {"nms", "roi_align", "roi_align_backward", "polygon_targets", "bitmap_targets"}
+OWN_OPS = {"nms", "roi_align", "roi_align_backward", "polygon_targets", "bitmap_targets", "match", "decode_boxes"}
+OWN_OPS |= {"sigmoid_focal_loss", "sigmoid_focal_loss_backward"}
 
 
 def train_step(model, optimizer, images, targets):
@@ -183,6 +188,37 @@ def test_static_and_exact_shapes_agree(family):
     torch.testing.assert_close(detections1.boxes, detections2.boxes, rtol=1e-5, atol=1e-3)
     for name, value in detections1.fields.items():
         torch.testing.assert_close(detections2.fields[name], value, rtol=1e-5, atol=1e-5)
+
+
+def peak_of(work):
+    """What work answers, and by how many bytes it needs more than was held before."""
+    gc.collect()
+    status = Path("/proc/self/status")
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the highest use of memory so far
+    held = {line.split(":")[0]: line.split() for line in status.read_text().splitlines()}
+    out = work()
+    peak = {line.split(":")[0]: line.split() for line in status.read_text().splitlines()}
+    return out, 1024 * (int(peak["VmHWM"][1]) - int(held["VmRSS"][1]))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's account of memory")
+def test_a_thousand_objects_need_no_matrix(monkeypatch):
+    """The step with 1,000 objects an image takes little more memory than with three, and learns what the whole matrix of overlaps says."""
+    page = sys.modules["maskrcnn_bench.layers.match"]
+    size, needed, losses = (320, 384), {}, {}
+    for name, count in (("warm", 3), ("few", 3), ("many", 1000), ("matrix", 1000)):
+        if name == "matrix":
+            monkeypatch.setattr(page, "_CHUNK", 1 << 20)
+            monkeypatch.setattr(matcher, "match", page._match_torch)
+        model, optimizer = ready("faster_fpn")
+        images, targets = scene((size,), (count,))
+        losses[name], needed[name] = peak_of(partial(train_step, model, optimizer, images, targets))
+    anchors = sum(side // s * (size[1] // s) * 3 for side, s in zip([size[0]] * 5, (4, 8, 16, 32, 64), strict=True))
+    matrix = 4 * anchors * 1024
+    assert needed["matrix"] > needed["few"] + 2 * matrix
+    assert needed["many"] < needed["few"] + matrix / 4
+    for loss, value in losses["many"].items():
+        assert torch.equal(losses["matrix"][loss], value), loss
 
 
 def test_kernels_do_not_wait():

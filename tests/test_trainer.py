@@ -5,17 +5,22 @@ import json
 import logging
 import math
 import re
+import sys
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskrcnn_bench.config import load_config
+from maskrcnn_bench.engine.board import Board, make_board
+from maskrcnn_bench.engine.nonfinite import NonFiniteLoss
 from maskrcnn_bench.engine.progress import Progress, Record, cut_back
-from maskrcnn_bench.engine.trainer import AveragedWeights, LossScale, NonFiniteLoss, Step, do_train
+from maskrcnn_bench.engine.trainer import AveragedWeights, LossScale, Step, do_train
 from maskrcnn_bench.solver import make_lr_scheduler, make_optimizer
+from maskrcnn_bench.structures.bounding_box import BoxList
 from maskrcnn_bench.utils.checkpoint import DetectronCheckpointer, read_checkpoint
 from maskrcnn_bench.utils.counter import counter_key, stage_number, uniform
 from maskrcnn_bench.utils.logger import close_handlers, setup_logger
@@ -206,6 +211,18 @@ def test_an_overflow_of_the_loss_scale_skips_the_step_and_halves_the_scale(tmp_p
     assert run.metrics()[-1]["skipped"] == 1
 
 
+def test_skipped_steps_and_the_scale_are_logged_where_asked(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("maskrcnn_bench"), "propagate", True)
+    run = Run(tmp_path, dtype=torch.float16)
+    run.step.scaler.scale.fill_(2.0**126)
+    progress = Progress(str(tmp_path), 4, 2, live=False)
+    progress.loss_scale = run.step.scaler.scale
+    with caplog.at_level(logging.INFO):
+        run.train(4, progress=progress)
+    assert re.search(r"loss scale [\d.e+]+; skipped iterations 1\b", caplog.text)
+    assert run.metrics()[0]["amp_scale"] == 2.0**125
+
+
 def test_the_loss_scale_doubles_after_enough_good_steps():
     scaler = LossScale("cpu", start=4.0, growth_interval=3)
     scales = []
@@ -382,6 +399,35 @@ def test_patience_survives_a_resume(tmp_path):
     assert torch.load(tmp_path / "model_best.pth", weights_only=True)["iteration"] == 10
 
 
+def test_an_evaluation_that_a_kill_cut_off_is_made_up_for(tmp_path):
+    straight = Run(tmp_path / "straight")
+    straight.train(40, period=10, evaluate=scripted(straight, [0.5, 0.4, 0.3])[0], eval_period=10, patience=2)
+
+    def killed():
+        raise KeyboardInterrupt
+
+    run = Run(tmp_path / "killed")
+    with pytest.raises(KeyboardInterrupt):
+        run.train(40, period=10, evaluate=killed, eval_period=10, patience=2)
+    run = Run(tmp_path / "killed", resume=True)
+    evaluate, seen = scripted(run, [0.5, 0.4, 0.3])
+    run.train(40, period=10, evaluate=evaluate, eval_period=10, patience=2)
+    assert seen == [10, 20, 30] and same(straight.model, run.model)
+    assert straight.arguments.items() <= run.arguments.items()
+    # What ended by patience stays so.
+    run = Run(tmp_path / "killed", resume=True)
+    evaluate, seen = scripted(run, [0.9])
+    assert run.train(40, period=10, evaluate=evaluate, eval_period=10, patience=2) is True
+    assert seen == [] and run.arguments["iteration"] == 30
+
+
+def test_a_stop_does_not_wait_for_an_evaluation(tmp_path):
+    run = Run(tmp_path)
+    evaluate, seen = scripted(run, [])
+    assert run.train(30, period=10, evaluate=evaluate, eval_period=10, stop=lambda: run.arguments["iteration"] >= 9) is False
+    assert seen == [] and read_checkpoint(tmp_path / "model_0000010.pth")["iteration"] == 10
+
+
 def test_without_a_period_only_the_end_is_tested_and_only_after_it_is_saved(tmp_path):
     run = Run(tmp_path)
     saved = []
@@ -500,3 +546,67 @@ def test_the_time_of_an_evaluation_is_not_the_time_of_a_step(tmp_path):
 
 def losses_of_last(run):
     return [row["loss"] for row in run.metrics() if "loss" in row][-1]
+
+
+# TensorBoard
+
+
+class Written:
+    """Looks like torch's SummaryWriter."""
+
+    def __init__(self):
+        self.scalars, self.images = {}, {}
+
+    def add_scalar(self, name, value, iteration):
+        self.scalars[name, iteration] = value
+
+    def add_image(self, name, pixels, iteration, dataformats):
+        assert dataformats == "HWC"
+        self.images[name, iteration] = pixels
+
+    def flush(self):
+        pass
+
+
+class Pictures:
+    """Three grey images with one object each."""
+
+    class_names = ("__background__", "thing")
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, i):
+        target = BoxList([[5.0, 5, 25, 20]], (40, 30), pixel=0)
+        target.add_field("labels", torch.ones(1, dtype=torch.int64))
+        return Image.new("RGB", (40, 30), (128, 128, 128)), target, i
+
+
+def test_a_board_shows_what_the_file_says_and_pictures_with_the_truth(tmp_path):
+    run = Run(tmp_path)
+    progress = Progress(str(tmp_path), 40, 20, 4, 100, live=False)
+    board = progress.board = Board(Written())
+
+    def evaluate():
+        found = Pictures()[0][1]
+        found.add_field("scores", torch.tensor([0.9]))
+        board.shows(lambda: run.arguments["iteration"])(Pictures(), [found, None, found[:0]])
+        return {"bbox/AP": 0.25}
+
+    run.train(40, progress=progress, evaluate=evaluate)
+    for row in run.metrics():
+        for name, value in row.items():
+            if name not in ("iteration", "epoch"):
+                assert board.writer.scalars[name if "/" in name else f"train/{name}", row["iteration"]] == value
+    assert board.writer.scalars["bbox/AP", 40] == 0.25
+    both = board.writer.images["detections/0", 40]
+    assert both.shape == (30, 80, 3) and (both[:, :40] != 128).any() and (both[:, 40:] != 128).any()
+    without = board.writer.images["detections/1", 40]
+    assert (without[:, :40] != 128).any() and (without[:, 40:] == 128).all()
+
+
+def test_without_tensorboard_one_line_says_so(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("maskrcnn_bench"), "propagate", True)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert make_board(str(tmp_path), 0) is None
+    assert "tensorboard is not installed (pip install tensorboard); metrics.jsonl has the same numbers" in caplog.text

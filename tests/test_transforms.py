@@ -48,9 +48,7 @@ def test_unknown_rounding_is_refused():
         T.Resize(300, 500, "floor")
 
 
-@pytest.mark.parametrize(
-    ("fixture", "rounding"), [("mb/e2e_faster_rcnn_R_50_FPN_1x", "truncate"), ("d2/faster_rcnn_R_50_FPN_1x", "round")]
-)
+@pytest.mark.parametrize(("fixture", "rounding"), [("mb/e2e_faster_rcnn_R_50_FPN_1x", "truncate"), ("d2/faster_rcnn_R_50_FPN_1x", "round")])
 def test_pixels_are_those_of_the_reference(shared_dir, fixture, rounding):
     folder = shared_dir / "parity"
     if not (folder / fixture).is_dir():

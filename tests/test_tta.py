@@ -92,6 +92,39 @@ def test_with_its_mirror_a_symmetric_image_has_a_symmetric_answer():
     assert asymmetric(both) == 0 < asymmetric(plain)
 
 
+def test_boxes_are_those_of_a_plain_loop():
+    """maskrcnn-benchmark's way, one image and one class at a time: all passes in the first one's frame, threshold, suppression, limit."""
+    images, _ = scene()
+    half = ImageList(images.tensors[:, :, ::2, ::2].contiguous(), [(h // 2, w // 2) for h, w in images.image_sizes])
+    versions, passes = [images, half], make_passes(1, True, True)
+    model = detector("faster_fpn", "MODEL.ROI_HEADS.DETECTIONS_PER_IMG", 20)
+    for layer in (model.roi_heads.box.predictor.cls_score, model.roi_heads.box.predictor.bbox_pred):
+        layer.weight.data.mul_(0.01)  # so that no two scores are 1
+    found = [[] for _ in images.image_sizes]
+    with torch.no_grad():
+        augmented = TestTimeAugmentation(model, passes)(ImageVersions(versions))
+        for p in passes:
+            seen = mirror_images(versions[p.version]) if p.mirrored else versions[p.version]
+            features = model.backbone(model.normalizer(seen))
+            boxes, scores = model.roi_heads.box.candidates(features, model.rpn(seen, features)[0])
+            for n, (height, width) in enumerate(seen.image_sizes):
+                for k in range(boxes.shape[1]):
+                    boxlist = BoxList(boxes[n, k], (width, height))
+                    boxlist = (boxlist.transpose(0) if p.mirrored else boxlist).resize(images.image_sizes[n][::-1])
+                    rows = zip(scores[n, k].tolist(), boxlist.bbox.tolist())
+                    found[n] += [(score, k + 1, box) for score, box in rows if score > 0.1]
+    for boxlist, candidates in zip(augmented, found, strict=True):
+        kept: list[tuple[float, int, list[float]]] = []
+        for score, label, box in sorted(candidates, key=lambda c: -c[0]):
+            rivals = [other for _, other_label, other in kept if other_label == label]
+            if not rivals or box_iou(torch.tensor([box]), torch.tensor(rivals), 1).max() < 0.5:
+                kept.append((score, label, box))
+        assert len(kept) > 20 == len(boxlist)
+        torch.testing.assert_close(boxlist.get_field("scores"), torch.tensor([score for score, _, _ in kept[:20]]))
+        torch.testing.assert_close(boxlist.bbox, torch.tensor([box for _, _, box in kept[:20]]), rtol=1e-4, atol=1e-3)
+        assert boxlist.get_field("labels").tolist() == [label for _, label, _ in kept[:20]]
+
+
 def test_averaged_masks_of_mirrored_boxes_are_mirrored():
     images = symmetric_images()
     model = detector()

@@ -1,8 +1,10 @@
-"""GroupNorm, deformable convolution and FBNet: the parts against slow references, and the names of the reference's checkpoints."""
+"""GroupNorm, deformable convolution and FBNet against slow references, the names of the reference's checkpoints, and MODEL_ZOO.md."""
 
 from __future__ import annotations
 
+import json
 import math
+import re
 
 import pytest
 import torch
@@ -233,6 +235,15 @@ def narrow_config_of(*overrides):
     return build_detection_model(narrow_config("mask_fbnet", *overrides))
 
 
+def test_an_architecture_of_your_own_may_have_a_keypoint_head():
+    table = json.loads(json.dumps(ARCHITECTURES["xirb16d_dsmask"]))
+    table["block_cfg"]["kpts"] = table["block_cfg"].pop("mask")
+    settings = ["MODEL.MASK_ON", False, "MODEL.KEYPOINT_ON", True, "MODEL.FBNET.ARCH_DEF", json.dumps(table)]
+    settings += ["MODEL.ROI_KEYPOINT_HEAD.FEATURE_EXTRACTOR", "FBNet.roi_head_keypoints"]
+    model = narrow_config_of(*settings, "MODEL.ROI_KEYPOINT_HEAD.SHARE_BOX_FEATURE_EXTRACTOR", False)
+    assert list(model.roi_heads.keypoint.feature_extractor.head.blocks._modules) == [f"xif5_{k}" for k in range(5)]
+
+
 @pytest.mark.parametrize("norm", ["af", "gn", "bn"])
 def test_other_norms_and_head_settings(norm):
     settings = [
@@ -250,3 +261,84 @@ def test_other_norms_and_head_settings(norm):
     assert len(head) == 2 and head[0].dw.conv.stride == (1, 1) and list(model.rpn.head[0].head._modules) == ["xif6_2"]
     images, targets = scene()
     assert all(torch.isfinite(v) for v in model(images, targets).values())
+
+
+# MODEL_ZOO.md
+
+
+@pytest.fixture(scope="module")
+def zoo(repository) -> dict[str, list[str]]:
+    """{configuration: the cells behind its name} of the lines of MODEL_ZOO.md; lists of several in one line have none."""
+    found: dict[str, list[str]] = {}
+    for line in (repository / "MODEL_ZOO.md").read_text().splitlines():
+        names = re.findall(r"`([^`\s]+\.yaml)`", line)
+        cells = [cell.strip() for cell in line.strip("|").split("|")][1:] if line.startswith("|") and len(names) == 1 else []
+        for name in names:
+            found.setdefault(name, cells)
+    return found
+
+
+def shipped_names(repository) -> set[str]:
+    return {path.relative_to(repository / "configs").as_posix() for path in (repository / "configs").rglob("*.yaml")}
+
+
+# Of these, no project published results.
+OWN = ("bccd/", "toy/", "transfer/")
+
+
+def test_every_configuration_has_its_line(zoo, repository):
+    shipped = shipped_names(repository)
+    assert sorted(name for name in shipped - set(zoo) if not name.startswith(OWN)) == []
+    assert sorted(set(zoo) - shipped) == []
+
+
+def test_every_configuration_of_the_references_is_shipped(shared_dir, repository):
+    """Their values are compared in test_config, test_mmdetection and test_faster_rcnn_pytorch, all are built in test_modeling."""
+    shipped, facts = shipped_names(repository), shared_dir / "facts"
+    assert set(json.loads((facts / "maskrcnn_benchmark_yamls.json").read_text())) <= shipped
+    linked = re.findall(r"\(\./(faster-rcnn_\S+?)\.py\)", (shared_dir / "documents" / "C_mmdetection_faster_rcnn.txt").read_text())
+    assert {f"mmdetection/{name}.yaml" for name in linked} <= shipped
+
+
+def test_published_numbers_are_those_of_maskrcnn_benchmark(zoo, shared_dir):
+    listed = {cells[-1]: cells for cells in zoo.values() if cells}
+    rows = [line.split(" | ") for line in (shared_dir / "facts" / "published.md").read_text().splitlines()]
+    rows = [row for row in rows if re.fullmatch(r"f?\d{7,}", row[-1].strip()) and "(reference)" not in row[0]]
+    assert len(rows) == 13
+    for row in rows:
+        published = {cell.strip().strip("*") for cell in row} | {"-"}
+        assert set(listed[row[-1].strip()]) <= published, row
+        assert {cell.strip() for cell in row[-3:]} <= set(listed[row[-1].strip()]), row
+
+
+def test_published_numbers_are_those_of_mmdetection(zoo, shared_dir):
+    text = (shared_dir / "documents" / "C_mmdetection_faster_rcnn.txt").read_text()
+    for line in text.splitlines():
+        linked = re.findall(r"\(\./(faster-rcnn_\S+?)\.py\)", line)
+        if line.startswith("|") and linked:
+            published = re.findall(r"\|\s+(\d\d\.\d)\s+\|\s+\[", line)
+            assert zoo[f"mmdetection/{linked[-1]}.yaml"][2] == published[-1], line[:90]
+
+
+def test_published_numbers_are_those_of_faster_rcnn_pytorch(zoo, shared_dir):
+    from test_faster_rcnn_pytorch import ROWS, TABLES
+
+    table, checked = None, 0
+    for line in (shared_dir / "documents" / "A_faster-rcnn.pytorch.txt").read_text().replace("\xa0", " ").splitlines():
+        table = TABLES.get(line[:2], table)
+        row = re.match(r"(VGG-16|Res-101)\s+\d+ (?:P100 )?\s*(\d+)\s+\d+e-\d\s*(?:\d+ +)?(\d+) +[\d.]+ hr.* (\d+\.\d)\s*$", line)
+        if row:
+            cells = zoo[f"faster_rcnn_pytorch/{ROWS[table, row[1], int(row[2]), int(row[3])]}.yaml"]
+            assert (cells[-2], cells[-1]) == (row[2], row[4])
+            checked += 1
+    assert checked == len(ROWS)
+
+
+def test_published_numbers_are_those_of_torchvision(zoo):
+    from torchvision.models import get_model_weights
+
+    for name, cells in zoo.items():
+        if name.startswith("torchvision/") and cells:
+            (metrics,) = get_model_weights(name[12:-5])["COCO_V1"].meta["_metrics"].values()
+            assert cells[0] == f"{metrics['box_map']:.1f}"
+            assert all(f"{value:.1f}" in " ".join(cells) for value in metrics.values())

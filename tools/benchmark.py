@@ -4,6 +4,7 @@
     python tools/benchmark.py --only P3,P5 --json benchmark.json
     python tools/benchmark.py --device cuda        P1 and P2 in place of P3 and P4, the operators and memory on the GPU
     python tools/benchmark.py --quick              small inputs and few repeats: does it run at all
+    python tools/benchmark.py --table FOLDER       VGG-16 and R-101 on a VOC folder: time an epoch, memory, mAP after --steps of training
 
 A row whose results differ prints no ratio. Ratios are peer's median / our median; the spread is the range of the ratios of
 single turns.
@@ -21,6 +22,8 @@ from pathlib import Path
 
 import benchmark_models as models
 import benchmark_parts as parts
+import benchmark_peers as peers
+import benchmark_table
 import torch
 from benchmark_case import Case, take_turns
 
@@ -34,6 +37,7 @@ GROUPS: dict[str, Callable[[bool, str], Iterator[Case | dict]]] = {
     "P8": parts.loader_cases,
     "P10": models.memory_rows,
     "P12": models.growth_rows,
+    "P13": peers.peer_rows,
 }
 """Rows by the ids they begin with. What a function yields is a row, or a case to be timed for one."""
 
@@ -66,6 +70,9 @@ def table(rows: list[dict]) -> str:
     """The rows as Markdown."""
     lines = ["| id | what | ours | torchvision | ratio | spread | equal |", "|---|---|---|---|---|---|---|"]
     for row in rows:
+        if "not_run" in row:
+            lines.append(f"| {row['id']} | {row['what']} | | | not run | {row['not_run']} | |")
+            continue
         ours, peer, ratio, spread = growth(row) if "exponent" in row else pair(row)
         lines.append(f"| {row['id']} | {row['what']} | {ours} | {peer} | {ratio} | {spread} | {'yes' if row['equal'] else 'NO'} |")
     return "\n".join(lines)
@@ -98,22 +105,28 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=5, help="turns of each (5)")
     parser.add_argument("--quick", action="store_true", help="small inputs, two turns")
     parser.add_argument("--json", metavar="FILE", help="write the rows with machine, versions, commit and command")
+    parser.add_argument("--table", metavar="FOLDER", help="the table of faster-rcnn.pytorch on this data set instead")
+    parser.add_argument("--steps", type=int, default=4, help="steps that --table trains (4)")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes of the config, for --table")
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU; `maskrcnn-bench doctor` says why")
+    if args.table:
+        print(benchmark_table.table(benchmark_table.rows(args.table, args.device, args.steps, args.opts)))
+        return 0
     command = "python tools/benchmark.py " + " ".join(sys.argv[1:] if argv is None else argv)
     wanted = tuple(w for w in args.only.split(",") if w)
     rows = [row | {"command": command} for row in measure(wanted, args.device, args.quick, 2 if args.quick else args.repeats)]
     if not rows:
         parser.error(f"--only {args.only}: no such row; ids begin with {', '.join(GROUPS)}")
     for row in rows:
-        if not row["equal"]:
+        if not row.get("equal", True):
             row["ratio"] = None
     facts = machine(args.device)
     print(", ".join(f"{k} {v}" for k, v in facts.items()) + "\n\n" + table(rows))
     if args.json:
         Path(args.json).write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
-    return 0 if all(row["equal"] for row in rows) else 1
+    return 0 if all(row.get("equal", True) for row in rows) else 1
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ import math
 import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from benchmark_case import Case, compared, peak_bytes, seconds
@@ -203,10 +205,10 @@ def memory_rows(quick: bool, device: str) -> Iterator[dict]:
         yield compared(values) | {"id": f"P10.{name}", "what": what, "unit": "B", "equal": same_losses("mask", size, device)}
 
 
-def in_new_process(function: Callable, *arguments: object) -> int:
+def in_new_process(function: Callable[..., Any], *arguments: object) -> Any:
     """What a function answers in a process of its own, whose memory nobody has used before."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def training_peak(who: str, each: int, size: tuple[int, int], device: str) -> int:

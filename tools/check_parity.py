@@ -85,10 +85,12 @@ class Check:
         self.prepare_input()
         with torch.no_grad():
             self.check_features()
-            if self.model.roi_heads is not None:
+            if "fixed.boxes" in self.fixture:
                 self.check_box_head()
+            if "prop.boxes" in self.fixture:
                 self.check_proposals()
-            self.check_detections()
+            if "det.boxes" in self.fixture:
+                self.check_detections()
             self.check_batch()
         self.check_training()
         return self.rows
@@ -132,6 +134,7 @@ class Check:
             path = Path(folder) / "weights.pth"
             torch.save({"model": state}, path)
             report = load_into(self.model, path, strict=True)
+        self.our_names = {theirs: ours for theirs, ours in report.renamed}
         missing = report.total - len(report.loaded)
         self.add("weights", missing, 0, f"loaded {len(report.loaded)}/{report.total}, {len(report.renamed)} renamed")
 
@@ -199,6 +202,8 @@ class Check:
             logits, deltas = predictor(extractor(self.features, rois))
             if self.fixture.project.background_last:
                 logits, deltas = logits.roll(-1, 1), deltas[:, 4:]
+            elif self.fixture[f"fixed.deltas{stage}"].shape[1] == 4:
+                deltas = deltas[:, 4:]  # one box for all classes, and there none for the background
             self.compare(f"fixed.logits{stage}", f"fixed.logits{stage}", logits)
             self.compare(f"fixed.deltas{stage}", f"fixed.deltas{stage}", deltas)
         for name, kind in POOLERS_RECORDED.items():
@@ -256,20 +261,26 @@ class Check:
         """Detections in the network's image and in the photograph, and their masks."""
         found = self.model(self.images)[0]
         pairs = self.check_boxlist("det", found)
-        width, height = self.fixture.image().size
-        original = to_original(found, {"width": width, "height": height}, False, self.resize_factor)
-        if self.dialect.clip_rescaled:
-            original = original.clip_to_image(remove_empty=False)
+        original = self.in_photograph(found)
         theirs = self.fixture["det.boxes_original"]
-        difference = _most(theirs[pairs.theirs], original.bbox[pairs.ours])
+        places = places_among(self.in_photograph(self.boxlist(self.fixture["det.boxes"])).bbox, len(theirs))
+        self.add("det.count_original", abs(int(places.max()) + 1 - len(theirs)), 0)
+        shared = [(i, j) for i, j in zip(pairs.theirs, pairs.ours) if 0 <= places[i] < len(theirs)]
+        inds, ours = torch.tensor(shared, dtype=torch.int64).reshape(-1, 2).unbind(1)
         # Pixels, so the tolerance is that of the boxes which were paired above, enlarged with the image.
-        scale = max(width / found.size[0], height / found.size[1])
-        limit = scale * _most(self.fixture["det.boxes"][pairs.theirs], found.bbox[pairs.ours]) + FEATURES
-        self.add("det.boxes_original", difference, limit, "pixels")
+        scale = max(a / b for a, b in zip(original.size, found.size))
+        limit = scale * _most(self.fixture["det.boxes"][inds], found.bbox[ours]) + FEATURES
+        self.add("det.boxes_original", _most(theirs[places[inds]], original.bbox[ours]), limit, "pixels")
         if "mask.prob" in self.fixture:
             self.check_masks(original, dict(zip(pairs.theirs, pairs.ours)))
         if "kp.heat.val" in self.fixture:
             self.check_keypoints()
+
+    def in_photograph(self, boxlist: BoxList) -> BoxList:
+        """Boxes moved to the photograph, clipped where the project clips once more; those without extent stay."""
+        width, height = self.fixture.image().size
+        original = to_original(boxlist, {"width": width, "height": height}, False, self.resize_factor)
+        return original.clip_to_image(remove_empty=False) if self.dialect.clip_rescaled else original
 
     def check_keypoints(self) -> None:
         """Heat maps in the recorded detections, and the points read off them."""
@@ -369,7 +380,7 @@ class Check:
         noise = 10 * self.fixture.noise("grad.norms")
         worst = Row("grad.norms", -1.0, 0.0)
         for name, theirs in zip(self.fixture.arrays["grad.names"].tolist(), self.fixture["grad.norms"].tolist()):
-            ours = self.naming.our_name(name)
+            ours = self.our_names.get(name, name)
             difference = abs(gradients.get(ours, torch.inf) - theirs)
             row = Row("grad.norms", difference, max(GRADIENTS * theirs, noise), f"of {theirs:.4g}, {ours}")
             if row.difference / row.tolerance > worst.difference / max(worst.tolerance, 1e-30):
@@ -393,6 +404,14 @@ class Check:
         ours = self.model.roi_heads.mask.loss.targets(rois, self.fixture["mask_target.object"], targets)
         theirs = self.fixture["mask_target.value"]
         self.add("mask_target", (ours != theirs).sum(), 0, f"pixels of {theirs.numel()}")
+
+
+def places_among(boxes: Tensor, count: int) -> Tensor:
+    """Which row of a project's `count` rescaled boxes belongs to each of all; -1 where it dropped a box without extent. [n, 4] -> [n]"""
+    if count == len(boxes):
+        return torch.arange(count)
+    shown = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    return torch.where(shown, shown.cumsum(0) - 1, -1)
 
 
 def _most(a: Tensor | tuple, b: Tensor | tuple = (0.0,)) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import zlib
@@ -14,8 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from maskrcnn_bench.weights.pairing import MIN_IOU, Boxes, Limits, Pairing, pair
+
+__all__ = ["MIN_IOU", "Boxes", "Fixture", "Limits", "Pairing", "pair"]
+
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-MIN_IOU = 0.999  # of a detection with its counterpart
 
 _D2_KEYS = {
     "MODEL.WEIGHTS": (),
@@ -30,7 +34,27 @@ _D2_KEYS = {
     "MODEL.RETINANET.TOPK_CANDIDATES_TEST": ("MODEL.RETINANET.PRE_NMS_TOP_N",),
     "MODEL.RETINANET.NMS_THRESH_TEST": ("MODEL.RETINANET.NMS_TH",),
     "TEST.DETECTIONS_PER_IMAGE": ("MODEL.ROI_HEADS.DETECTIONS_PER_IMG", "TEST.DETECTIONS_PER_IMG"),
+    "MODEL.PIXEL_MEAN": ("INPUT.PIXEL_MEAN",),
+    "MODEL.PIXEL_STD": ("INPUT.PIXEL_STD",),
+    "MODEL.BACKBONE.FREEZE_AT": ("MODEL.BACKBONE.FREEZE_CONV_BODY_AT",),
+    "MODEL.RESNETS.DEFORM_ON_PER_STAGE": ("MODEL.RESNETS.STAGE_WITH_DCN",),
+    "MODEL.RESNETS.DEFORM_MODULATED": ("MODEL.RESNETS.WITH_MODULATED_DCN",),
+    "MODEL.RPN.IOU_THRESHOLDS": ("MODEL.RPN.BG_IOU_THRESHOLD", "MODEL.RPN.FG_IOU_THRESHOLD"),
+    "MODEL.RPN.BBOX_REG_LOSS_TYPE": ("MODEL.RPN.BOX_REG_LOSS",),
+    "MODEL.RPN.BBOX_REG_LOSS_WEIGHT": ("MODEL.RPN.BOX_REG_LOSS_WEIGHT",),
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS": ("MODEL.ROI_HEADS.BG_IOU_THRESHOLD", "MODEL.ROI_HEADS.FG_IOU_THRESHOLD"),
+    "MODEL.ROI_HEADS.NUM_CLASSES": ("MODEL.ROI_BOX_HEAD.NUM_CLASSES",),
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": ("MODEL.ROI_BOX_HEAD.BOX_REG_LOSS",),
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": ("MODEL.ROI_BOX_HEAD.BOX_REG_LOSS_WEIGHT",),
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": ("MODEL.ROI_HEADS.BBOX_REG_WEIGHTS",),
+    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": ("MODEL.CLS_AGNOSTIC_BBOX_REG",),
+    "MODEL.RETINANET.IOU_THRESHOLDS": ("MODEL.RETINANET.BG_IOU_THRESHOLD", "MODEL.RETINANET.FG_IOU_THRESHOLD"),
+    "MODEL.RETINANET.FOCAL_LOSS_ALPHA": ("MODEL.RETINANET.LOSS_ALPHA",),
+    "MODEL.RETINANET.FOCAL_LOSS_GAMMA": ("MODEL.RETINANET.LOSS_GAMMA",),
+    "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA": ("MODEL.RETINANET.BBOX_REG_BETA",),
 }
+# Its classes are counted without the background.
+_D2_CLASSES = ("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES")
 _D2_LOSSES = {
     "loss_cls": "loss_classifier",
     "loss_rpn_cls": "loss_objectness",
@@ -52,6 +76,10 @@ _MM_KEYS = {
     "model.test_cfg.rcnn.score_thr": ("MODEL.ROI_HEADS.SCORE_THRESH",),
     "model.test_cfg.rcnn.nms.iou_threshold": ("MODEL.ROI_HEADS.NMS",),
     "model.test_cfg.rcnn.max_per_img": ("MODEL.ROI_HEADS.DETECTIONS_PER_IMG",),
+    "model.test_cfg.nms_pre": ("MODEL.RETINANET.PRE_NMS_TOP_N",),
+    "model.test_cfg.score_thr": ("MODEL.RETINANET.INFERENCE_TH",),
+    "model.test_cfg.nms.iou_threshold": ("MODEL.RETINANET.NMS_TH",),
+    "model.test_cfg.max_per_img": ("TEST.DETECTIONS_PER_IMG",),
     "test_pipeline Resize.scale": ("INPUT.MAX_SIZE_TEST", "INPUT.MIN_SIZE_TEST"),
 }
 _MM_LOSSES = {
@@ -60,6 +88,12 @@ _MM_LOSSES = {
     "loss_cls": "loss_classifier",
     "loss_bbox": "loss_box_reg",
 }
+_MM_LOSSES |= {
+    f"s{stage}.{theirs}": f"{ours}_stage{stage}"
+    for stage in range(3)
+    for theirs, ours in (("loss_cls", "loss_classifier"), ("loss_bbox", "loss_box_reg"), ("loss_mask", "loss_mask"))
+}
+_MM_RETINANET_LOSSES = {"loss_cls": "loss_retina_cls", "loss_bbox": "loss_retina_reg"}
 
 _JW_KEYS = {
     "TEST.SCALES": ("INPUT.MIN_SIZE_TEST",),
@@ -73,30 +107,39 @@ _JW_KEYS = {
     "TRAIN.RPN_PRE_NMS_TOP_N": ("MODEL.RPN.PRE_NMS_TOP_N_TRAIN",),
     "TRAIN.RPN_POST_NMS_TOP_N": ("MODEL.RPN.POST_NMS_TOP_N_TRAIN",),
     "TRAIN.BATCH_SIZE": ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",),
-    "POOLING_MODE": ("MODEL.ROI_BOX_HEAD.POOLER_TYPE",),
+    "POOLING_MODE": (),  # _jw_settings
     "USE_GPU_NMS": (),
     "CROP_RESIZE_WITH_MAX_POOL": (),
 }
 _JW_LOSSES = {"rpn_loss_cls": "loss_objectness", "rpn_loss_box": "loss_rpn_box_reg"}
 
 
-def jw_pooler(mode: str, with_max_pool: bool) -> str:
-    """Our POOLER_TYPE of faster-rcnn.pytorch's POOLING_MODE."""
-    crop = "ROICropMax" if with_max_pool else "ROICrop"
+_JW_ALIGNED = ("vgg16", "res101", "res101_ls")  # of its cfgs/; the others leave POOLING_MODE crop, with maxima
+
+
+def _jw_pooler(file: str, overrides: dict) -> str:
+    """Our POOLER_TYPE of what a file of cfgs/ and the overrides say."""
+    mode = overrides.get("POOLING_MODE", "align" if file in _JW_ALIGNED else "crop")
+    crop = "ROICropMax" if overrides.get("CROP_RESIZE_WITH_MAX_POOL", file not in _JW_ALIGNED) else "ROICrop"
     return {"align": "ROIAlignLegacy", "pool": "ROIPool", "crop": crop}[mode]
 
 
 def _jw_settings(spec: dict) -> tuple[str, dict]:
     """The file of our configuration, and what it says besides its overrides: thresholds, and what the shapes of weights tell."""
     net = re.search(r"--net (\w+)", spec["config"])[1]
+    file = re.match(r"(?:cfgs/)?(\w+)\.yml", spec["config"])
+    file, thresholds = file[1] if file else net, spec["thresholds"]
     shapes = {name: shape for name, shape, *_ in spec["tensors"]}
     scales = shapes["RCNN_rpn.RPN_cls_score.weight"][0] // 6
     options = {
         "MODEL.RPN.ANCHOR_SIZES": [128, 256, 512] if scales == 3 else [64, 128, 256, 512],
         "MODEL.ROI_BOX_HEAD.NUM_CLASSES": shapes["RCNN_cls_score.weight"][0],
         "MODEL.CLS_AGNOSTIC_BBOX_REG": shapes["RCNN_bbox_pred.weight"][0] == 4,
-        "MODEL.ROI_HEADS.SCORE_THRESH": spec["thresholds"]["score"],
-        "MODEL.ROI_HEADS.DETECTIONS_PER_IMG": spec["thresholds"]["detections_per_image"] or 10**4,
+        "MODEL.ROI_BOX_HEAD.POOLER_TYPE": _jw_pooler(file, spec["overrides"]),
+        "MODEL.ROI_HEADS.SCORE_THRESH": thresholds["score"],
+        "MODEL.ROI_HEADS.DETECTIONS_PER_IMG": thresholds["detections_per_image"] or 10**4,
+        "MODEL.RPN.POST_NMS_TOP_N_TEST": thresholds["rpn_post_nms_test"],
+        "INPUT.MAX_SIZE_TEST": 1200 if file.endswith("_ls") else 1000,
     }
     return f"{net}_voc07.yaml", options
 
@@ -127,7 +170,7 @@ class Project:
 
 
 PROJECTS = {
-    "mm": Project("mmdetection", _MM_KEYS, _MM_LOSSES, first_label=0, background_last=True, appends_objects=True),
+    "mm": Project("mmdetection", _MM_KEYS, _MM_LOSSES, _MM_RETINANET_LOSSES, first_label=0, background_last=True, appends_objects=True),
     "mb": Project(configs=""),
     "jw": Project("faster_rcnn_pytorch", _JW_KEYS, _JW_LOSSES, settings=_jw_settings),
     "d2": Project("detectron2", _D2_KEYS, _D2_LOSSES, _D2_RETINANET_LOSSES, first_label=0, background_last=True, appends_objects=True),
@@ -200,136 +243,39 @@ class Fixture:
         if self.project.settings:
             out += [word for pair in self.project.settings(self.spec)[1].items() for word in pair]
         for key, value in self.spec["overrides"].items():
-            if key == "POOLING_MODE":
-                value = jw_pooler(value, self.spec["overrides"].get("CROP_RESIZE_WITH_MAX_POOL", False))
-            value = value[0] if isinstance(value, list) and len(value) == 1 else value
+            # Keys of the same name have the same type here; those with other names may take one number for a list of one.
+            value = value[0] if key in self.project.keys and isinstance(value, list) and len(value) == 1 else value
+            value = value + 1 if self.spec["short"] == "d2" and key in _D2_CLASSES else value
+            key = re.sub(r"\.?\[?\b\d+\b\]?", "", key)  # the stages of a cascade are sampled alike
             keys = self.project.keys.get(key, (key,))
             values = value if isinstance(value, list) and len(value) == len(keys) > 1 else [value] * len(keys)
             out += [word for pair in zip(keys, values) for word in pair]
         return out
 
     def config_file(self) -> Path:
-        """Our file of the fixture's configuration: in the same folder as there, or directly in the project's."""
+        """Our file of the fixture's configuration: in the same folder as there, or directly in the project's.
+
+        Where that has no file of this name, one that differs in the schedule alone serves as well: nothing compared depends on it.
+        """
         if self.project.settings:
             return CONFIGS / self.project.configs / self.project.settings(self.spec)[0]
         folder, name = CONFIGS / self.project.configs, Path(self.spec["config"]).with_suffix(".yaml")
-        return folder / name if (folder / name).is_file() else folder / name.name
+        if (folder / name).is_file():
+            return folder / name
+        known = sorted(path.name for path in folder.glob("*.yaml"))
+        found = name.name if name.name in known else next((k for k in known if _unscheduled(k) == _unscheduled(name.name)), None)
+        if found is None:
+            near = ", ".join(difflib.get_close_matches(name.name, known, 3, 0)) or "none at all"
+            raise ValueError(f"{self.folder}: expected {name.name} or another schedule of it in {folder}, which has {near}; add the file")
+        return folder / found
+
+
+def _unscheduled(name: str) -> str:
+    """A configuration's name without the length of its training, and one of its projects' data set."""
+    return re.sub(r"_(ms-)?\d+x(?=[_.])", "", name)
 
 
 def _drawn(name: str, shape: list[int], std: float) -> np.ndarray:
     """Normal numbers whose generator is seeded by the tensor's name."""
     generator = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
     return generator.standard_normal(tuple(shape), dtype=np.float32) * np.float32(std)
-
-
-@dataclass
-class Boxes:
-    """Boxes to be paired: xyxy [n, 4], scores [n], labels [n], and what their width adds to x2 - x1."""
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-    pixel: int
-
-    def iou(self, other: Boxes) -> Tensor:
-        """Overlap with each of the others, 0 where labels differ. [n, m]"""
-        low = torch.maximum(self.boxes[:, None, :2], other.boxes[None, :, :2])
-        high = torch.minimum(self.boxes[:, None, 2:], other.boxes[None, :, 2:])
-        inter = (high - low + self.pixel).clamp(min=0).prod(-1)
-        areas = [(b.boxes[:, 2:] - b.boxes[:, :2] + self.pixel).prod(-1) for b in (self, other)]
-        iou = inter / (areas[0][:, None] + areas[1][None] - inter)
-        return torch.where(self.labels[:, None] == other.labels[None], iou, 0.0)
-
-    def describe(self, index: int) -> str:
-        return f"{[round(v, 2) for v in self.boxes[index].tolist()]} score {self.scores[index]:.5f} label {int(self.labels[index])}"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When two boxes are the same, and when noise decides whether one is there.
-
-    Args:
-        box_noise: what float32 alone changes in a box, pixels.
-        score: how far the scores of a pair may differ.
-        nms, score_thresh: thresholds of the selection.
-    """
-
-    box_noise: float
-    score: float
-    nms: float
-    score_thresh: float
-
-
-@dataclass
-class Pairing:
-    """Recorded boxes and ours, one to one.
-
-    Args:
-        theirs, ours: indices of pairs.
-        swapped: in words, boxes without a counterpart that stand so close to a threshold that noise decides.
-        lost: in words, the others.
-    """
-
-    theirs: list[int]
-    ours: list[int]
-    swapped: list[str]
-    lost: list[str]
-
-
-def pair(theirs: Boxes, ours: Boxes, limits: Limits, partial: bool = False) -> Pairing:
-    """Pair boxes of equal label, the best overlap first, and explain what is left over; with `partial`, of theirs only."""
-    left = _match(theirs, ours, limits)
-    rest = {"recorded": sorted(set(range(len(theirs.boxes))) - set(left)), "ours": []}
-    if not partial:
-        rest["ours"] = sorted(set(range(len(ours.boxes))) - set(left.values()))
-    sides = {"recorded": (theirs, ours), "ours": (ours, theirs)}
-    reasons = {(word, i): _near_threshold(*sides[word], i, limits) for word in sides for i in rest[word]}
-    _follow_exchanges(reasons, sides, limits.nms)
-    out = Pairing(list(left), list(left.values()), [], [])
-    for (word, i), why in reasons.items():
-        text = f"{word} {sides[word][0].describe(i)}"
-        (out.swapped if why else out.lost).append(f"{text}: {why}" if why else text)
-    return out
-
-
-def _match(theirs: Boxes, ours: Boxes, limits: Limits) -> dict[int, int]:
-    """{index of theirs: index of ours}."""
-    iou = theirs.iou(ours)
-    distance = (theirs.boxes[:, None] - ours.boxes[None]).abs().amax(-1)
-    close = ((iou > MIN_IOU) | (distance <= 10 * limits.box_noise)) & (theirs.labels[:, None] == ours.labels[None])
-    close &= (theirs.scores[:, None] - ours.scores[None]).abs() <= limits.score
-    order = torch.where(close, iou, -1.0).flatten().argsort(descending=True, stable=True)
-    left: dict[int, int] = {}
-    taken: set[int] = set()
-    for index in order[: int(close.sum())].tolist():
-        i, j = divmod(index, len(ours.boxes))
-        if i not in left and j not in taken:
-            left[i] = j
-            taken.add(j)
-    return left
-
-
-def _near_threshold(side: Boxes, other: Boxes, index: int, limits: Limits) -> str:
-    """Which threshold a box is so close to that noise decides about it; empty for none."""
-    score = side.scores[index]
-    if abs(score - limits.score_thresh) <= limits.score:
-        return "at the score threshold"
-    if len(other.scores) and score <= other.scores.min() + limits.score:
-        return "at the end of the list"
-    for boxes in (side, other):
-        iou = side.iou(boxes)[index]
-        if ((iou - limits.nms).abs() < 1 - MIN_IOU).any():
-            return "at the overlap of suppression"
-        # A rival is another box; a moved copy of this one would be an error, not an exchange.
-        if ((iou > limits.nms) & (iou < 0.9) & ((boxes.scores - score).abs() <= limits.score)).any():
-            return "scores as much as a rival that it overlaps"
-    return ""
-
-
-def _follow_exchanges(reasons: dict[tuple[str, int], str], sides: dict[str, tuple[Boxes, Boxes]], nms: float) -> None:
-    """What an exchanged box suppresses on its own side lives on the other."""
-    for (word, i), why in list(reasons.items()):
-        side, other = sides[word]
-        exchanged = [j for (word_of_j, j), known in reasons.items() if word_of_j != word and known]
-        if not why and (side.iou(other)[i, exchanged] > nms).any():
-            reasons[word, i] = "free of a box that was exchanged"

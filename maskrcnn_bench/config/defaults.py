@@ -25,6 +25,8 @@ _C.MODEL.MASK_ON = False
 _C.MODEL.RETINANET_ON = False
 # Predict keypoints for each detection.
 _C.MODEL.KEYPOINT_ON = False
+# Fast R-CNN: no RPN; the regions come from the files that DATASETS.PROPOSAL_FILES_TRAIN and PROPOSAL_FILES_TEST name.
+_C.MODEL.LOAD_PROPOSALS = False
 # "auto" takes a GPU when torch sees one, else the CPU; or "cpu", "cuda", "cuda:1", ...
 _C.MODEL.DEVICE = "auto"
 # Name in the registry of detectors.
@@ -38,6 +40,11 @@ _C.MODEL.DIALECT = "maskrcnn_benchmark"
 # Fixed shapes without waiting for the device. "auto": on for CUDA and for export; on the CPU padding is dropped instead.
 _C.MODEL.STATIC_SHAPES = "auto"
 _C.limit("MODEL.STATIC_SHAPES", "auto", True, False)
+# torch.compile for the "backbone", or for the whole "model"; each shape of a batch is compiled anew. "" compiles nothing.
+_C.MODEL.COMPILE = ""
+_C.limit("MODEL.COMPILE", "", "backbone", "model")
+# Forget what happens inside the stages of a ResNet, and compute it again for the gradients: less memory, a third more work.
+_C.MODEL.CHECKPOINT_ACTIVATIONS = False
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Images
@@ -53,11 +60,18 @@ _C.limit("INPUT.MIN_SIZE_TRAIN_SAMPLING", "choice", "range")
 # Large-scale jitter: (lowest, highest) factor of a square of MAX_SIZE_TRAIN that a training image fits; a square of that size is
 # cut out of larger ones. () is off; otherwise MIN_SIZE_TRAIN is not used.
 _C.INPUT.SCALE_JITTER = ()
+# Share of the training images that get objects of another one, cut out by their masks, after all other changes. SCALE_JITTER,
+# with which it was proposed, varies their sizes.
+_C.INPUT.COPY_PASTE = 0.0
 # (lowest, highest) width divided by height; training images outside this range are cut, as in faster-rcnn.pytorch. () is off.
 _C.INPUT.ASPECT_RATIO_RANGE = ()
 # The same two lengths in testing. Pixels.
 _C.INPUT.MIN_SIZE_TEST = 800
 _C.INPUT.MAX_SIZE_TEST = 1333
+# Channels of the images. 3: any picture becomes RGB of 8 bits. Otherwise files are taken as they are stored, 8 or 16 bits (.npy, a
+# TIFF with a page a channel, any picture), PIXEL_MEAN and PIXEL_STD have as many values, in the order and range of the files
+# (`maskrcnn-bench data stats` prints them), TO_BGR255 does not matter, and the first convolution is made from one for RGB.
+_C.INPUT.CHANNELS = 3
 # Subtracted from, then divided into, each channel, in the order and range that TO_BGR255 says.
 _C.INPUT.PIXEL_MEAN = [102.9801, 115.9465, 122.7717]
 _C.INPUT.PIXEL_STD = [1.0, 1.0, 1.0]
@@ -86,6 +100,13 @@ _C.DATASETS.TRAIN = ()
 _C.DATASETS.TEST = ()
 # One folder for training and testing, as the option --data gives it; used when TRAIN and TEST are empty.
 _C.DATASETS.DATA = ""
+# Files of proposals for MODEL.LOAD_PROPOSALS, one a data set, in the order of TRAIN and of TEST: the predictions.pth of a tested RPN,
+# or a pickle of detectron2 or Detectron; addresses as for MODEL.WEIGHT. The option --data empties both.
+_C.DATASETS.PROPOSAL_FILES_TRAIN = ()
+_C.DATASETS.PROPOSAL_FILES_TEST = ()
+# Best proposals taken from the files, per image.
+_C.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN = 2000
+_C.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST = 1000
 # Folder that the relative paths of the catalog start from; the environment variable DATASETS sets the default.
 _C.DATASETS.ROOT = os.environ.get("DATASETS") or "datasets"
 # Faulty boxes and polygons: "fix" drops and counts them, "error" stops, "ignore" passes them on. A broken file always stops.
@@ -104,7 +125,13 @@ _C.DATALOADER = CfgNode()
 _C.DATALOADER.NUM_WORKERS = 4
 # Padded height and width are multiples of this, per batch; FPN needs 32. 0 pads only to the largest image. Pixels.
 _C.DATALOADER.SIZE_DIVISIBILITY = 0
-# Batches hold only upright or only wide images, so that less padding is computed.
+# Shapes (height, width) to which batches are padded: the smallest one that holds all images, so that few shapes occur for recordings
+# and compilers. A batch larger than all keeps its own. More padding changes features at the border. () is off. Pixels.
+_C.DATALOADER.SHAPE_BUCKETS = ()
+# Room for so many objects an image, at least, for the same purpose. 0: the next power of two of the largest number in a batch.
+_C.DATALOADER.TARGET_SLOTS = 0
+# Batches hold only upright or only wide images, so that less padding is computed; in testing, only images of one size
+# after padding, so that no result depends on the batch.
 _C.DATALOADER.ASPECT_RATIO_GROUPING = True
 # Images with a class that fewer than this share of the images have occur more often, by the square root of the ratio. 0: off.
 _C.DATALOADER.REPEAT_THRESHOLD = 0.0
@@ -117,7 +144,8 @@ _C.limit("DATALOADER.CACHE", "none", "ram")
 # ----------------------------------------------------------------------------------------------------------------------
 _C.MODEL.BACKBONE = CfgNode()
 # Name in the registry of backbones: R-18, R-34, R-50, R-101, R-152 with -C4 or -FPN, VGG-16.
-# ResNeXt is chosen by RESNETS.NUM_GROUPS and WIDTH_PER_GROUP. "timm:NAME" takes a trunk of timm, with an FPN.
+# ResNeXt is chosen by RESNETS.NUM_GROUPS and WIDTH_PER_GROUP. "timm:NAME" takes a trunk of timm, with an FPN;
+# "MobileNetV3-Large-FPN" torchvision's one.
 _C.MODEL.BACKBONE.CONV_BODY = "R-50-C4"
 # File with weights of that trunk as timm has them; "" draws them at random. Nothing is downloaded.
 _C.MODEL.BACKBONE.TIMM_WEIGHT = ""
@@ -128,6 +156,9 @@ _C.MODEL.FPN = CfgNode()
 # GroupNorm, and ReLU, after the convolutions of the pyramid.
 _C.MODEL.FPN.USE_GN = False
 _C.MODEL.FPN.USE_RELU = False
+# Norm after them. "": none, or as USE_GN says.
+_C.MODEL.FPN.NORM = ""
+_C.limit("MODEL.FPN.NORM", "", "GN", "BN", "SyncBN")
 
 _C.MODEL.GROUP_NORM = CfgNode()
 # Channels per group, or number of groups: one of the two is set and the other is -1.
@@ -191,6 +222,8 @@ _C.MODEL.RPN.POST_NMS_TOP_N_TEST = 1000
 _C.MODEL.RPN.NMS_THRESH = 0.7
 # Proposals with a shorter side are dropped before NMS. Pixels.
 _C.MODEL.RPN.MIN_SIZE = 0.0
+# Proposals with a lower probability are dropped before NMS. 0 .. 1.
+_C.MODEL.RPN.SCORE_THRESH = 0.0
 # Proposals kept of all levels together: in training over all images of one GPU when FPN_POST_NMS_PER_BATCH, else per
 # image; in testing always per image. With FPN_POST_NMS_PER_BATCH, a training that sets no FPN_POST_NMS_TOP_N_TRAIN, in
 # file or command, takes 1000 times the images of one GPU.
@@ -200,8 +233,9 @@ _C.MODEL.RPN.FPN_POST_NMS_TOP_N_TEST = 2000
 _C.MODEL.RPN.FPN_POST_NMS_PER_BATCH = True
 # Name in the registry of RPN heads.
 _C.MODEL.RPN.RPN_HEAD = "SingleConvRPNHead"
-# Channels of the head's 3x3 convolution; 0 keeps those of its input.
+# Channels of the head's 3x3 convolutions, 0 keeps those of its input; and how many there are.
 _C.MODEL.RPN.CONV_CHANNELS = 0
+_C.MODEL.RPN.NUM_CONVS = 1
 # What the boxes learn by: "smooth_l1" and "l1" compare codes, "iou", "giou" and "bounded_iou" the boxes that they mean; and its factor.
 _C.MODEL.RPN.BOX_REG_LOSS = "smooth_l1"
 _C.limit("MODEL.RPN.BOX_REG_LOSS", "smooth_l1", "l1", "iou", "giou", "bounded_iou")
@@ -261,6 +295,9 @@ _C.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA = -1.0
 _C.MODEL.ROI_BOX_HEAD.MLP_HEAD_DIM = 1024
 # GroupNorm after the layers of the head.
 _C.MODEL.ROI_BOX_HEAD.USE_GN = False
+# Norm after the convolutions of the convolutional head. "": none, or as USE_GN says. BN counts only regions in use.
+_C.MODEL.ROI_BOX_HEAD.NORM = ""
+_C.limit("MODEL.ROI_BOX_HEAD.NORM", "", "GN", "BN")
 # The convolutional head: dilation, channels and number of its convolutions.
 _C.MODEL.ROI_BOX_HEAD.DILATION = 1
 _C.MODEL.ROI_BOX_HEAD.CONV_HEAD_DIM = 256
@@ -273,6 +310,8 @@ _C.MODEL.ROI_BOX_CASCADE_HEAD.ENABLED = False
 # take the place of ROI_HEADS.FG_IOU_THRESHOLD, BG_IOU_THRESHOLD and BBOX_REG_WEIGHTS.
 _C.MODEL.ROI_BOX_CASCADE_HEAD.IOUS = (0.5, 0.6, 0.7)
 _C.MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS = [[10.0, 10.0, 5.0, 5.0], [20.0, 20.0, 10.0, 10.0], [30.0, 30.0, 15.0, 15.0]]
+# Factors of the heads' losses, those of their masks included where each has its own.
+_C.MODEL.ROI_BOX_CASCADE_HEAD.LOSS_WEIGHTS = (1.0, 1.0, 1.0)
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Mask head
@@ -297,6 +336,8 @@ _C.MODEL.ROI_MASK_HEAD.MLP_HEAD_DIM = 1024
 _C.MODEL.ROI_MASK_HEAD.CONV_LAYERS = (256, 256, 256, 256)
 # Rows and columns of a predicted mask.
 _C.MODEL.ROI_MASK_HEAD.RESOLUTION = 14
+# One mask for whatever class an object has, instead of one a class.
+_C.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK = False
 # Reuse the features of the box head (C4) instead of pooling again.
 _C.MODEL.ROI_MASK_HEAD.SHARE_BOX_FEATURE_EXTRACTOR = True
 # Return masks pasted into the image instead of masks of RESOLUTION, and the probability from which a pixel belongs to one.
@@ -306,6 +347,9 @@ _C.MODEL.ROI_MASK_HEAD.POSTPROCESS_MASKS_THRESHOLD = 0.5
 _C.MODEL.ROI_MASK_HEAD.DILATION = 1
 # GroupNorm after the convolutions of the head.
 _C.MODEL.ROI_MASK_HEAD.USE_GN = False
+# Norm after them. "": none, or as USE_GN says. BN counts only regions in use.
+_C.MODEL.ROI_MASK_HEAD.NORM = ""
+_C.limit("MODEL.ROI_MASK_HEAD.NORM", "", "GN", "BN")
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Keypoint head
@@ -417,6 +461,10 @@ _C.SOLVER.MAX_EPOCHS = 0.0
 # "sgd", "adamw", or NVIDIA apex's fused SGD where apex is installed.
 _C.SOLVER.OPTIMIZER = "sgd"
 _C.limit("SOLVER.OPTIMIZER", "sgd", "adamw", "apex_fused_sgd")
+# Replay a step that was recorded once for the shapes of its batch (a CUDA graph) instead of launching it anew. "auto": where
+# there is a GPU and the step can be recorded; True: or else it is an error. See also DATALOADER.SHAPE_BUCKETS.
+_C.SOLVER.CUDA_GRAPH = False
+_C.limit("SOLVER.CUDA_GRAPH", False, True, "auto")
 # Learning rate after the warm-up, for a step of IMS_PER_BATCH images; biases take it times BIAS_LR_FACTOR.
 _C.SOLVER.BASE_LR = 0.001
 _C.SOLVER.BIAS_LR_FACTOR = 2.0
@@ -432,6 +480,8 @@ _C.SOLVER.LR_SCHEDULE = "multistep"
 _C.limit("SOLVER.LR_SCHEDULE", "multistep", "cosine")
 _C.SOLVER.GAMMA = 0.1
 _C.SOLVER.STEPS = (30000,)
+# Instead of iterations, a number of epochs: "8e".
+_C.allow_epochs("SOLVER.STEPS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.TEST_PERIOD")
 # The first WARMUP_ITERS iterations start at BASE_LR times WARMUP_FACTOR: rising in a line, or staying there.
 _C.SOLVER.WARMUP_FACTOR = 1.0 / 3
 _C.SOLVER.WARMUP_ITERS = 500
@@ -460,6 +510,8 @@ _C.SOLVER.PATIENCE = 0
 _C.SOLVER.EMA = 0.0
 # A line of the log every so many iterations.
 _C.SOLVER.LOG_PERIOD = 20
+# Show the numbers, and at each test some detections beside the ground truth, in TensorBoard: OUTPUT_DIR/tensorboard.
+_C.SOLVER.TENSORBOARD = False
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Testing
@@ -471,11 +523,23 @@ _C.TEST.EXPECTED_RESULTS = []
 _C.TEST.EXPECTED_RESULTS_SIGMA_TOL = 4.0
 # Images per batch, over all GPUs.
 _C.TEST.IMS_PER_BATCH = 8
+# Measure the losses on the data of each test too (val/loss and its parts); they need a second pass over the images.
+_C.TEST.LOSSES = False
+# The same as SOLVER.CUDA_GRAPH for testing.
+_C.TEST.CUDA_GRAPH = False
+_C.limit("TEST.CUDA_GRAPH", False, True, "auto")
 # Best detections that are evaluated, per image.
 _C.TEST.DETECTIONS_PER_IMG = 100
 # Who computes COCO's numbers: "auto" takes hotcoco when it passes a short self-test, else pycocotools.
 _C.TEST.EVALUATOR = "auto"
 _C.limit("TEST.EVALUATOR", "auto", "hotcoco", "pycocotools")
+# IoU above which a detection goes when a better one, of whatever class, covers it; 0: only those of one class compete.
+_C.TEST.CLASS_AGNOSTIC_NMS = 0.0
+# Draw the confusion matrix and precision over recall, as PNG files beside the results.
+_C.TEST.PICTURES = False
+# Least score of a detection, and least IoU with an object, that count in the confusion matrix.
+_C.TEST.CONFUSION_SCORE = 0.5
+_C.TEST.CONFUSION_IOU = 0.5
 
 _C.TEST.BBOX_AUG = CfgNode()
 # Test on several versions of each image and join their boxes: mirrored, at other lengths of the shorter side (pixels),
@@ -498,6 +562,9 @@ _C.PATHS_CATALOG = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pat
 # Arithmetic of the network: "float16" and "bfloat16" switch mixed precision on. Boxes, NMS and losses stay in float32.
 _C.DTYPE = "float32"
 _C.limit("DTYPE", "float32", "float16", "bfloat16")
+# Take the operations of torch that give the same bits every time, and name those that have no such form. Costs time on a GPU,
+# where the gradient of RoIAlign stays without one.
+_C.DETERMINISTIC = False
 # Log the loss scale of float16 and every skipped step.
 _C.AMP_VERBOSE = False
 

@@ -78,6 +78,16 @@ class Dialect:
     clip_rescaled: bool
     """Whether detections are clipped once more after they are moved to the original image."""
 
+    # Cascade
+    cascade_redraws: bool
+    """Whether each stage of a cascade draws anew from its boxes and the objects; otherwise it learns from the first stage's draw."""
+    cascade_mean: str
+    """Of what of the stages the mean counts: `probability`, or `logit`."""
+    cascade_gradient_share: bool
+    """Whether a stage's gradient into the features is divided by the number of stages."""
+    cascade_masks: bool
+    """Whether each stage of a cascade has a mask head."""
+
     # Pooling
     roi_shift: float
     """What RoIAlign subtracts from a scaled corner, in cells."""
@@ -89,15 +99,20 @@ class Dialect:
     # Backbone and input
     frozen_norm_eps: float
     """Added to the variance in frozen batch norms."""
+    freeze_statistics: bool
+    """Whether batch norms of frozen stages keep their statistics too, and not their weights alone."""
     stem_pool_padding: int
     """Padding of a ResNet's first pooling; without any, the last window may reach beyond the border."""
     resize_rounding: str
     """The longer side of a resized image: `truncate` cuts its fraction off, `round` adds one half first. `one_factor`: both sides are
-    multiplied by one factor and rounded, and boxes by exactly that factor, there and back."""
+    multiplied by one factor and rounded, and boxes by exactly that factor, there and back; `both_truncated`: both sides lose their
+    fraction, also where that was rounding."""
 
     interpolation: str
     """How images are resized. antialiased: averages when it shrinks; four_neighbours: between the nearest four pixels only;
     normalized_four_neighbours: the same after mean and deviation, without rounding to 8 bits."""
+    unit_pixels: bool
+    """Whether red-first pixels are divided by 255 before mean and deviation apply, or these are multiplied by it; the last bit differs."""
 
     # Masks
     mask_target: str
@@ -148,28 +163,34 @@ DIALECTS: dict[str, Dialect] = {
             log_size_range=(-math.inf, LOG_MAX_SCALE),  # modeling/box_coder.py
             anchor_rule="rounded_corner",  # modeling/rpn/anchor_generator.py
             anchor_order="ratio_major",  # modeling/rpn/anchor_generator.py
-            measured_strides=False,
+            measured_strides=False,  # modeling/rpn/anchor_generator.py
             truncate_octaves=False,  # modeling/rpn/anchor_generator.py
-            anchors_of_padding=True,
-            low_quality_overlap=0.0,
+            anchors_of_padding=True,  # modeling/rpn/anchor_generator.py
+            low_quality_overlap=0.0,  # modeling/matcher.py
             low_quality_to_best=True,  # modeling/matcher.py
             only_visible_compete=False,  # modeling/rpn/loss.py
             rank_by="probability",  # modeling/rpn/inference.py
             drop_empty=False,  # structures/boxlist_ops.py
             nms_inclusive=True,  # csrc/cpu/nms_cpu.cpp; csrc/cuda/nms.cu is exclusive
-            nms_offset=False,
-            zero_proposals=False,
-            nms_original=False,
+            nms_offset=False,  # modeling/roi_heads/box_head/inference.py
+            zero_proposals=False,  # modeling/rpn/inference.py
+            nms_original=False,  # modeling/roi_heads/box_head/inference.py
             detection_ties=28,  # modeling/roi_heads/box_head/inference.py
-            min_detection_size=0.0,
+            min_detection_size=0.0,  # modeling/roi_heads/box_head/inference.py
             clip_rescaled=False,  # engine/inference.py, demo/predictor.py
+            cascade_redraws=False,
+            cascade_mean="probability",
+            cascade_gradient_share=True,
+            cascade_masks=False,
             roi_shift=0.0,  # csrc/cpu/ROIAlign_cpu.cpp
             roi_min_size=1.0,  # csrc/cpu/ROIAlign_cpu.cpp
             level_epsilon=1e-6,  # modeling/poolers.py
             frozen_norm_eps=0.0,  # layers/batch_norm.py
-            stem_pool_padding=1,
+            freeze_statistics=False,  # modeling/backbone/resnet.py
+            stem_pool_padding=1,  # modeling/backbone/resnet.py
             resize_rounding="truncate",  # data/transforms/transforms.py
             interpolation="antialiased",  # data/transforms/transforms.py
+            unit_pixels=True,  # data/transforms/transforms.py
             mask_target="clamped",  # structures/segmentation_mask.py
             mask_paste="expand_truncate",  # modeling/roi_heads/mask_head/inference.py
             keypoints_in_object=True,  # modeling/roi_heads/keypoint_head/loss.py
@@ -179,7 +200,7 @@ DIALECTS: dict[str, Dialect] = {
             retinanet_first_label=1,  # modeling/rpn/retinanet/inference.py
             retinanet_clip=True,  # modeling/rpn/retinanet/inference.py
             retinanet_normalizer="positives_and_images",  # modeling/rpn/retinanet/loss.py
-            roi_sampling="once",
+            roi_sampling="once",  # modeling/balanced_positive_negative_sampler.py
             rpn_normalizer="sampled",  # modeling/rpn/loss.py
             rpn_beta=1.0 / 9,  # modeling/rpn/loss.py
             box_beta=1.0,  # modeling/roi_heads/box_head/loss.py
@@ -191,28 +212,34 @@ DIALECTS: dict[str, Dialect] = {
             log_size_range=(-math.inf, LOG_MAX_SCALE),  # modeling/box_regression.py
             anchor_rule="exact_centre",  # modeling/anchor_generator.py
             anchor_order="size_major",  # modeling/anchor_generator.py
-            measured_strides=False,
+            measured_strides=False,  # modeling/anchor_generator.py
             truncate_octaves=False,  # modeling/anchor_generator.py
-            anchors_of_padding=True,
-            low_quality_overlap=0.0,
+            anchors_of_padding=True,  # modeling/proposal_generator/rpn.py
+            low_quality_overlap=0.0,  # modeling/matcher.py
             low_quality_to_best=True,  # modeling/matcher.py
-            only_visible_compete=False,
+            only_visible_compete=False,  # modeling/proposal_generator/rpn.py
             rank_by="logit",  # modeling/proposal_generator/proposal_utils.py
             drop_empty=True,  # modeling/proposal_generator/proposal_utils.py
             nms_inclusive=False,  # layers/nms.py
             nms_offset=False,  # layers/nms.py, at more than 1000 boxes
-            zero_proposals=False,
-            nms_original=False,
+            zero_proposals=False,  # modeling/proposal_generator/proposal_utils.py
+            nms_original=False,  # modeling/roi_heads/fast_rcnn.py
             detection_ties=0,  # modeling/roi_heads/fast_rcnn.py
-            min_detection_size=0.0,
+            min_detection_size=0.0,  # modeling/roi_heads/fast_rcnn.py
             clip_rescaled=True,  # modeling/postprocessing.py
+            cascade_redraws=False,  # modeling/roi_heads/cascade_rcnn.py
+            cascade_mean="probability",  # modeling/roi_heads/cascade_rcnn.py
+            cascade_gradient_share=True,  # modeling/roi_heads/cascade_rcnn.py
+            cascade_masks=False,  # modeling/roi_heads/cascade_rcnn.py
             roi_shift=0.5,  # layers/roi_align.py
             roi_min_size=0.0,  # layers/roi_align.py
             level_epsilon=1e-8,  # modeling/poolers.py
             frozen_norm_eps=1e-5,  # layers/batch_norm.py
-            stem_pool_padding=1,
+            freeze_statistics=True,  # modeling/backbone/resnet.py
+            stem_pool_padding=1,  # modeling/backbone/resnet.py
             resize_rounding="round",  # data/transforms/augmentation_impl.py
             interpolation="antialiased",  # data/transforms/augmentation_impl.py
+            unit_pixels=True,
             mask_target="exact",  # structures/masks.py
             mask_paste="pixel_centres",  # layers/mask_ops.py
             keypoints_in_object=False,  # modeling/roi_heads/keypoint_head.py
@@ -222,7 +249,7 @@ DIALECTS: dict[str, Dialect] = {
             retinanet_first_label=1,  # modeling/meta_arch/retinanet.py
             retinanet_clip=False,  # modeling/meta_arch/dense_detector.py
             retinanet_normalizer="moving_average",  # modeling/meta_arch/retinanet.py
-            roi_sampling="once",
+            roi_sampling="once",  # modeling/sampling.py
             rpn_normalizer="configured",  # modeling/proposal_generator/rpn.py
             rpn_beta=0.0,  # modeling/proposal_generator/rpn.py
             box_beta=0.0,  # modeling/roi_heads/fast_rcnn.py
@@ -236,26 +263,32 @@ DIALECTS: dict[str, Dialect] = {
             anchor_order="ratio_major",  # models/detection/anchor_utils.py
             measured_strides=True,  # models/detection/anchor_utils.py
             truncate_octaves=True,  # models/detection/retinanet.py
-            anchors_of_padding=True,
-            low_quality_overlap=0.0,
+            anchors_of_padding=True,  # models/detection/rpn.py
+            low_quality_overlap=0.0,  # models/detection/_utils.py
             low_quality_to_best=True,  # models/detection/_utils.py
-            only_visible_compete=False,
+            only_visible_compete=False,  # models/detection/rpn.py
             rank_by="logit",  # models/detection/rpn.py
             drop_empty=False,  # ops/boxes.py; RPN.MIN_SIZE is 0.001
             nms_inclusive=False,  # csrc/ops/cpu/nms_kernel.cpp
             nms_offset=False,  # ops/boxes.py, at more than 1000 boxes
-            zero_proposals=False,
-            nms_original=False,
+            zero_proposals=False,  # models/detection/rpn.py
+            nms_original=False,  # models/detection/roi_heads.py
             detection_ties=0,  # models/detection/roi_heads.py
             min_detection_size=0.01,  # models/detection/roi_heads.py
             clip_rescaled=False,  # models/detection/transform.py
+            cascade_redraws=False,
+            cascade_mean="probability",
+            cascade_gradient_share=True,
+            cascade_masks=False,
             roi_shift=0.0,  # ops/poolers.py
             roi_min_size=1.0,  # csrc/ops/cpu/roi_align_kernel.cpp
             level_epsilon=1e-6,  # ops/poolers.py
             frozen_norm_eps=0.0,  # models/detection/_utils.py: overwrite_eps of the released weights
-            stem_pool_padding=1,
-            resize_rounding="truncate",  # models/detection/transform.py
-            interpolation="antialiased",
+            freeze_statistics=False,  # models/detection/backbone_utils.py
+            stem_pool_padding=1,  # models/resnet.py
+            resize_rounding="both_truncated",  # models/detection/transform.py
+            interpolation="normalized_four_neighbours",  # models/detection/transform.py
+            unit_pixels=True,  # transforms/functional.py: to_tensor
             mask_target="soft_cover",  # models/detection/roi_heads.py
             mask_paste="expand_truncate",  # models/detection/roi_heads.py
             keypoints_in_object=False,  # models/detection/roi_heads.py
@@ -265,7 +298,7 @@ DIALECTS: dict[str, Dialect] = {
             retinanet_first_label=0,  # models/detection/retinanet.py
             retinanet_clip=True,  # models/detection/retinanet.py
             retinanet_normalizer="positives_of_image",  # models/detection/retinanet.py
-            roi_sampling="once",
+            roi_sampling="once",  # models/detection/_utils.py
             rpn_normalizer="sampled",  # models/detection/rpn.py
             rpn_beta=1.0 / 9,  # models/detection/rpn.py
             box_beta=1.0 / 9,  # models/detection/roi_heads.py
@@ -277,7 +310,7 @@ DIALECTS: dict[str, Dialect] = {
             log_size_range=(-LOG_MAX_SCALE, LOG_MAX_SCALE),  # models/task_modules/coders/delta_xywh_bbox_coder.py: wh_ratio_clip
             anchor_rule="exact_centre",  # models/task_modules/prior_generators/anchor_generator.py
             anchor_order="ratio_major",  # models/task_modules/prior_generators/anchor_generator.py
-            measured_strides=False,
+            measured_strides=False,  # models/task_modules/prior_generators/anchor_generator.py
             truncate_octaves=False,  # models/task_modules/prior_generators/anchor_generator.py
             anchors_of_padding=False,  # models/task_modules/prior_generators/anchor_generator.py: valid_flags
             low_quality_overlap=0.3,  # configs/_base_/models: min_pos_iou
@@ -287,18 +320,24 @@ DIALECTS: dict[str, Dialect] = {
             drop_empty=True,  # models/dense_heads/rpn_head.py
             nms_inclusive=False,  # mmcv ops/nms.py
             nms_offset=True,  # mmcv ops/nms.py
-            zero_proposals=False,
-            nms_original=False,
+            zero_proposals=False,  # models/dense_heads/rpn_head.py
+            nms_original=False,  # models/roi_heads/bbox_heads/bbox_head.py: it does, but without the pixel rule scale makes no difference
             detection_ties=0,  # models/layers/bbox_nms.py
-            min_detection_size=0.0,
+            min_detection_size=0.0,  # models/layers/bbox_nms.py
             clip_rescaled=False,  # models/roi_heads/bbox_heads/bbox_head.py
+            cascade_redraws=True,  # models/roi_heads/cascade_roi_head.py
+            cascade_mean="logit",  # models/roi_heads/cascade_roi_head.py
+            cascade_gradient_share=False,  # models/roi_heads/cascade_roi_head.py
+            cascade_masks=True,  # models/roi_heads/cascade_roi_head.py
             roi_shift=0.5,  # mmcv ops/roi_align.py
             roi_min_size=0.0,  # mmcv ops/roi_align.py
             level_epsilon=1e-6 / 4,  # models/roi_heads/roi_extractors/single_level_roi_extractor.py: 1e-6 on sqrt(area) / 56
             frozen_norm_eps=1e-5,  # torch's BatchNorm2d
-            stem_pool_padding=1,
+            freeze_statistics=True,  # models/backbones/resnet.py
+            stem_pool_padding=1,  # models/backbones/resnet.py
             resize_rounding="round",  # mmcv image/geometric.py
             interpolation="four_neighbours",  # mmcv image/geometric.py: cv2.INTER_LINEAR
+            unit_pixels=False,  # models/data_preprocessors/data_preprocessor.py
             mask_target="half_covered",  # structures/mask/structures.py
             mask_paste="pixel_centres",  # models/roi_heads/mask_heads/fcn_mask_head.py
             keypoints_in_object=False,
@@ -308,7 +347,7 @@ DIALECTS: dict[str, Dialect] = {
             retinanet_first_label=1,  # models/dense_heads/retina_head.py
             retinanet_clip=True,  # models/task_modules/coders/delta_xywh_bbox_coder.py
             retinanet_normalizer="positives",  # models/dense_heads/anchor_head.py
-            roi_sampling="once",
+            roi_sampling="once",  # models/task_modules/samplers/random_sampler.py
             rpn_normalizer="one_of_each",  # models/dense_heads/anchor_head.py, models/task_modules/samplers/sampling_result.py
             rpn_beta=0.0,  # configs/_base_/models/faster-rcnn_r50_fpn.py
             box_beta=0.0,  # configs/_base_/models/faster-rcnn_r50_fpn.py
@@ -320,28 +359,34 @@ DIALECTS: dict[str, Dialect] = {
             log_size_range=(-math.inf, math.inf),  # rpn/bbox_transform.py
             anchor_rule="rounded_corner",  # rpn/generate_anchors.py
             anchor_order="ratio_major",  # rpn/generate_anchors.py
-            measured_strides=False,
+            measured_strides=False,  # rpn/proposal_layer.py
             truncate_octaves=False,
-            anchors_of_padding=True,
+            anchors_of_padding=True,  # rpn/anchor_target_layer.py
             low_quality_overlap=1e-30,  # rpn/anchor_target_layer.py: any overlap but none
             low_quality_to_best=True,  # rpn/anchor_target_layer.py
             only_visible_compete=True,  # rpn/anchor_target_layer.py
             rank_by="probability",  # rpn/proposal_layer.py
             drop_empty=False,  # rpn/proposal_layer.py
             nms_inclusive=False,  # nms/nms_cpu.py, nms/src/nms_cuda_kernel.cu
-            nms_offset=False,
+            nms_offset=False,  # test_net.py
             zero_proposals=True,  # rpn/proposal_layer.py
             nms_original=True,  # demo.py, test_net.py
             detection_ties=28,  # test_net.py
-            min_detection_size=0.0,
+            min_detection_size=0.0,  # test_net.py
             clip_rescaled=False,  # test_net.py
-            roi_shift=0.0,
-            roi_min_size=1.0,
+            cascade_redraws=False,
+            cascade_mean="probability",
+            cascade_gradient_share=True,
+            cascade_masks=False,
+            roi_shift=0.0,  # roi_align/src/roi_align.c
+            roi_min_size=1.0,  # roi_align/src/roi_align.c
             level_epsilon=1e-6,
             frozen_norm_eps=1e-5,  # torch's BatchNorm2d
+            freeze_statistics=True,  # faster_rcnn/resnet.py
             stem_pool_padding=0,  # faster_rcnn/resnet.py
             resize_rounding="one_factor",  # utils/blob.py
             interpolation="normalized_four_neighbours",  # utils/blob.py: cv2.INTER_LINEAR of float32
+            unit_pixels=True,
             mask_target="clamped",
             mask_paste="expand_truncate",
             keypoints_in_object=False,

@@ -13,6 +13,8 @@ from yacs.config import CfgNode as YacsNode
 from .yaml_files import nearest, read_chain
 
 _ALTERNATIVES = "_alternatives"
+_EPOCHS = "_epochs"
+_IN_EPOCHS = re.compile(r"\d+(\.\d+)?e")
 _KEY_EQUALS_VALUE = re.compile(r"([A-Za-z_][\w.]*)=(.*)", re.DOTALL)
 _KIND_NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", tuple: "a list", list: "a list"}
 
@@ -23,6 +25,10 @@ class CfgNode(YacsNode):
     def limit(self, key: str, *alternatives: Any) -> None:
         """Declares the only values that `key` may take."""
         self.__dict__.setdefault(_ALTERNATIVES, {})[key] = alternatives
+
+    def allow_epochs(self, *keys: str) -> None:
+        """Lets a number of iterations, or each one of a list, be said in epochs too: "8e"."""
+        self.__dict__.setdefault(_EPOCHS, set()).update(keys)
 
     def merge_from_file(self, cfg_filename: str | os.PathLike) -> None:
         """Merges a YAML file, together with the files that its `_BASE_` lines name."""
@@ -60,6 +66,10 @@ class CfgNode(YacsNode):
         alternatives = self.__dict__.get(_ALTERNATIVES, {}).get(key)
         if alternatives is not None:
             return section, name, _one_of(alternatives, raw, key, source)
+        if key in self.__dict__.get(_EPOCHS, ()):
+            if (value := _in_epochs(raw, isinstance(old, (tuple, list)))) is not None:
+                return section, name, value
+            old = 0 if isinstance(old, str) else old
         return section, name, _as_kind_of(old, raw, key, source)
 
     def _find(self, key: str, source: str) -> tuple[CfgNode, str]:
@@ -117,6 +127,18 @@ def _decode(raw: Any) -> Any:
         return literal_eval(raw.strip())
     except (ValueError, SyntaxError):
         return raw
+
+
+def _in_epochs(raw: Any, several: bool) -> Any:
+    """A number, or a tuple of numbers, of which at least one is in epochs; None for anything else."""
+    value = _decode(raw)
+    if several and isinstance(value, str):
+        value = [_decode(word.strip(" '\"")) for word in value.strip("()[] ").split(",") if word.strip()]
+    elements = value if several and isinstance(value, (tuple, list)) else [value]
+    epochs = [isinstance(x, str) and _IN_EPOCHS.fullmatch(x) is not None for x in elements]
+    if not any(epochs) or not all(said or type(x) is int for said, x in zip(epochs, elements)):
+        return None
+    return tuple(elements) if several else value
 
 
 def _as_kind_of(old: Any, raw: Any, key: str, source: str) -> Any:

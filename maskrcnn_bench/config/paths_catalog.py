@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
+from maskrcnn_bench.config import model_addresses
+
 _COCO = "coco/annotations/"
 _GENOME = {"img_dir": "vg", "ann_file": "vg/objects.json", "vocabulary": "vg/objects_vocab.txt"}
 _IMAGENET = {"data_dir": "imagenet/ILSVRC", "map_file": "imagenet/map_det.txt"}
@@ -40,7 +42,8 @@ class DatasetCatalog:
     """Data sets by name. Paths are relative to a root folder; absolute ones stay as they are."""
 
     # The keys of an entry choose its reader: img_dir and ann_file a COCO JSON, data_dir the VOC layout,
-    # img_dir and ann_dir the Cityscapes layout, vocabulary Visual Genome, map_file ImageNet DET.
+    # img_dir and ann_dir the Cityscapes layout, vocabulary Visual Genome, map_file ImageNet DET. An entry with a class of
+    # one's own as `factory`, and its arguments as `args`, is taken as it is.
     DATASETS: dict[str, dict[str, Any]] = {
         "coco_2017_train": _coco_json("coco/train2017", _COCO + "instances_train2017.json"),
         "coco_2017_val": _coco_json("coco/val2017", _COCO + "instances_val2017.json"),
@@ -96,12 +99,14 @@ class DatasetCatalog:
             name: a key of `DATASETS`.
             root: folder that relative paths start from; None takes the environment variable DATASETS, else "datasets".
         Returns:
-            "factory", the name of a data set class, and "args", its arguments.
+            "factory", a data set class or the name of one, and "args", its arguments.
         """
         if name not in cls.DATASETS:
             raise ValueError(f"no data set {name!r} in the catalog. {_did_you_mean(name, cls.DATASETS)} A folder works as well as a name.")
         root = root or os.environ.get("DATASETS") or "datasets"
         entry = dict(cls.DATASETS[name])
+        if "factory" in entry:
+            return {"args": {}, **entry}
         for key in {"img_dir", "ann_file", "ann_dir", "data_dir", "vocabulary", "image_list", "map_file"} & entry.keys():
             entry[key] = os.path.join(root, entry[key])
         for key, factory in cls.READERS.items():
@@ -140,14 +145,32 @@ class ModelCatalog:
 
     @classmethod
     def get(cls, name: str) -> str:
-        """The address of `name`, with or without "catalog://": "ImageNetPretrained/...", "Caffe2Detectron/COCO/<id>/<name>"."""
+        """The address of `name`, with or without "catalog://"; `names` lists them."""
         name = name.removeprefix("catalog://")
-        known = [cls._IMAGENET + k for k in cls.C2_IMAGENET_MODELS] + [cls._BASELINE + k for k in cls.C2_DETECTRON_MODELS]
+        known = cls.names()
         if name not in known:
             raise ValueError(f"no weights catalog://{name} in the catalog. {_did_you_mean(name, known)}")
-        if name.startswith(cls._IMAGENET):
-            return f"{cls.S3_C2_DETECTRON_URL}/{cls.C2_IMAGENET_MODELS[name.removeprefix(cls._IMAGENET)]}"
-        return cls._baseline_url(name.removeprefix(cls._BASELINE))
+        return known[name]
+
+    @classmethod
+    def names(cls) -> dict[str, str]:
+        """All names with their addresses, the project first: Detectron2/<its configuration>, MMDetection/<its configuration>, ..."""
+        found = {cls._IMAGENET + name: f"{cls.S3_C2_DETECTRON_URL}/{path}" for name, path in cls.C2_IMAGENET_MODELS.items()}
+        found |= {cls._BASELINE + name: cls._baseline_url(name) for name in cls.C2_DETECTRON_MODELS}
+        found |= {
+            f"MaskRCNNBenchmark/{name}": model_addresses.MASKRCNN_BENCHMARK.format(name)
+            for name in model_addresses.MASKRCNN_BENCHMARK_MODELS
+        }
+        for name, run in model_addresses.DETECTRON2_MODELS.items():
+            found[f"Detectron2/{name}"] = model_addresses.DETECTRON2.format(f"{name}/{run}.pkl")
+        for name, path in model_addresses.MMDETECTION_MODELS.items():
+            found[f"MMDetection/{name}"] = model_addresses.MMDETECTION.format(path.format(path.split("/")[1]))
+        found |= {f"OpenXLab/{name}": model_addresses.OPENXLAB.format(name) for name in model_addresses.OPENXLAB_MODELS}
+        found |= {f"OpenMMLab/{name}": model_addresses.OPEN_MMLAB.format(file) for name, file in model_addresses.OPEN_MMLAB_MODELS.items()}
+        found |= {
+            f"TorchVision/{name}": model_addresses.TORCHVISION.format(file) for name, file in model_addresses.TORCHVISION_MODELS.items()
+        }
+        return found | {f"FasterRCNNPytorch/{name}": address for name, address in model_addresses.FASTER_RCNN_PYTORCH_MODELS.items()}
 
     @classmethod
     def _baseline_url(cls, name: str) -> str:
@@ -155,6 +178,22 @@ class ModelCatalog:
         run = f"{model}.yaml.{cls.C2_DETECTRON_MODELS[name]}"
         suffix = cls.C2_DETECTRON_SUFFIX.format("keypoints_" if "keypoint" in model else "")
         return f"{cls.S3_C2_DETECTRON_URL}/{number}/12_2017_baselines/{run}/{suffix}"
+
+
+# What other projects' configurations write before a name, and how it is called here.
+_SCHEMES = {"open-mmlab": "OpenMMLab/{}", "torchvision": "TorchVision/{}/IMAGENET1K_V1"}
+
+
+def foreign_address(name: str) -> str:
+    """The address behind a name as other projects write it: detectron2://<path>, open-mmlab://<name>, torchvision://<classifier>.
+
+    Returns:
+        `name` itself where it is none of these.
+    """
+    scheme, separator, rest = name.partition("://")
+    if separator and scheme == "detectron2":
+        return model_addresses.DETECTRON2.format(rest)
+    return ModelCatalog.get(_SCHEMES[scheme].format(rest)) if separator and scheme in _SCHEMES else name
 
 
 def import_file(module_name: str, file_path: str | os.PathLike, make_importable: bool = False) -> ModuleType:
@@ -183,4 +222,7 @@ def import_file(module_name: str, file_path: str | os.PathLike, make_importable:
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     found = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"Did you mean {' or '.join(found)}?" if found else f"It has: {', '.join(known)}."
+    if found:
+        return f"Did you mean {' or '.join(found)}?"
+    groups = sorted({word.partition("/")[0] + "/..." if "/" in word else word for word in known})
+    return f"It has: {', '.join(groups)}."

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from maskrcnn_bench.data.datasets.photo import looks_wrong, read_photo
-from maskrcnn_bench.data.faults import Finding, apply_policy, check_annotations, summary
-from maskrcnn_bench.data.statistics import Anchors, coverage, statistics
+from maskrcnn_bench.data.faults import Finding, apply_policy, check_annotations, missing_masks, summary
+from maskrcnn_bench.data.statistics import Anchors, coverage, pixels, statistics
 from maskrcnn_bench.data.store import AnnotationStore
 from maskrcnn_bench.data.view import view
 
 # Before a run, the ends of that many image files are looked at; of more files only the names.
 FILES_OPENED_AT_START = 5000
+MISSING = "there is no such image file"
 
 
 def check_dataset(dataset: Any, deep: bool = False) -> list[Finding]:
@@ -43,7 +44,8 @@ def require_sound(dataset: Any, num_classes: int = 0) -> None:
     if not hasattr(dataset, "annotations"):
         return
     store = dataset.annotations
-    apply_policy(check_images(store, dataset.root, dataset.images.tolist()), "fix", f"images of {store.source}")
+    findings = check_images(store, dataset.root, dataset.images.tolist())
+    apply_policy(findings, "fix", f"images of {store.source}", "Put the images right, or DATASETS.ROOT")
     too_high = np.flatnonzero(dataset.labels * dataset.usable >= num_classes) if num_classes else np.zeros(0, dtype=np.int64)
     if len(too_high):
         row, count = too_high[0], len(dataset.class_names)
@@ -71,21 +73,25 @@ def check_images(store: AnnotationStore, root: str, images: Sequence[int], deep:
         folder, name = os.path.split(path)
         if folder not in there:
             there[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        reason = "there is no such image file" if name not in there[folder] else ""
+        reason = "" if name in there[folder] else f"{MISSING}; check the folder, or take it out of the annotations"
         size = (int(store.widths[image]), int(store.heights[image]))
         if not reason and (deep or (len(images) <= FILES_OPENED_AT_START and looks_wrong(path, size))):
             reason = _why_unreadable(store, image, path)
         if reason:
             findings.append(Finding("stop", path, store.image_label(image), None, reason))
+    if len(findings) == len(images) > 1 and all(finding.reason.startswith(MISSING) for finding in findings):
+        reason = f"none of the {len(images)} images is here, such as {store.file_names[images[0]]}; check the folder, or copy them there"
+        return [Finding("stop", root, "", None, reason)]
     return findings
 
 
 def _why_unreadable(store: AnnotationStore, image: int, path: str) -> str:
     size = (int(store.widths[image]), int(store.heights[image]))
+    what = f"image id {store.image_ids[image]}"
     try:
-        read_photo(path, f"image id {store.image_ids[image]}", size if min(size) > 0 else None)
+        read_photo(path, what, size if min(size) > 0 else None, channels=None)
     except (OSError, ValueError) as error:
-        return str(error)
+        return str(error).removeprefix(f"{path} ({what})").lstrip(": ")
     return ""
 
 
@@ -101,13 +107,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     abouts = {
         "check": "list every fault; exit code 1 when there is one",
-        "stats": "count images, objects, classes and sizes, and the objects that anchors cover",
+        "stats": "count images, objects, classes and sizes, the mean of the pixels, and the objects that anchors cover",
         "view": "draw images with their ground truth",
     }
     subs = {verb: verbs.add_parser(verb, help=about, description=about) for verb, about in abouts.items()}
     for sub in subs.values():
         sub.add_argument("source", help=KNOWN)
         sub.add_argument("--root", default=None, help="folder that paths of the catalog start from")
+        sub.add_argument("--catalog", metavar="FILE", help="Python file with a DatasetCatalog, as the key PATHS_CATALOG names one")
         sub.add_argument("--masks", action="store_true", help="annotations with masks, where a data set has both kinds")
     subs["check"].add_argument("--deep", action="store_true", help="decode every image")
     _add_anchors(subs["stats"])
@@ -140,7 +147,7 @@ def _add_anchors(parser: argparse.ArgumentParser) -> None:
 
 def _view(args: argparse.Namespace) -> int:
     try:
-        lines = view(args.source, args.output, args.count, args.root, args.masks, args.faulty)
+        lines = view(args.source, args.output, args.count, args.root, args.masks, args.faulty, args.catalog)
     except (OSError, ValueError) as error:
         print(error)
         return 1
@@ -156,7 +163,7 @@ def _toy(args: argparse.Namespace) -> int:
 
 
 def read_sources(
-    name: str, root: str | None = None, masks: bool = False
+    name: str, root: str | None = None, masks: bool = False, catalog: str | None = None
 ) -> tuple[list[tuple[AnnotationStore, str]], list[str], list[Finding]]:
     """Training and test annotations that a name or path means; one of the two is enough.
 
@@ -164,17 +171,17 @@ def read_sources(
         Each store with its folder of images; what was recognised; and faults that kept a file from being read.
     """
     from maskrcnn_bench.data.build import locate
-    from maskrcnn_bench.data.datasets.layout import NoSplitError
+    from maskrcnn_bench.data.datasets.layout import NOTHING, NoSplitError
 
     stores, described, findings, seen, missing = [], [], [], [], []
     for is_train in (True, False):
         try:
-            source = locate(name, is_train, root, masks)
+            source = locate(name, is_train, root, masks, catalog)
         except NoSplitError as error:
-            missing.append(Finding("stop", name, "", None, str(error)))
+            missing.append(_stop(name, error))
             continue
         except (OSError, ValueError) as error:
-            findings.append(Finding("stop", name, "", None, str(error).removeprefix(f"{name}: ")))
+            findings.append(_stop(name, error))
             continue
         arguments = source.arguments
         if arguments in seen:
@@ -185,19 +192,41 @@ def read_sources(
             findings.append(Finding("stop", name, "", None, f"{source.factory.__name__} has no `read_store`: it cannot be looked into"))
             continue
         try:
-            stores.append(source.factory.read_store(**arguments))
+            store, folder = source.factory.read_store(**arguments)
+            stores.append((store, folder))
+            findings += _without_purpose(store, is_train)
         except (OSError, ValueError) as error:
-            file = str(next(iter(arguments.values()), name))
-            findings.append(Finding("stop", file, "", None, str(error).removeprefix(f"{file}: ")))
+            findings.append(_stop(str(next(iter(arguments.values()), name)), error))
     if not stores and not findings:
-        findings = missing
-    return stores, described, list(dict.fromkeys(findings))
+        # Where nothing was recognised, both splits say the same.
+        findings = missing[:1] if NOTHING in missing[0].reason else missing
+    return stores, list(dict.fromkeys(described)), list(dict.fromkeys(findings))
+
+
+def _stop(name: str, error: Exception) -> Finding:
+    """An error about a file, or about `name`, as a finding."""
+    file, colon, reason = str(error).partition(": ")
+    return Finding("stop", file, "", None, reason) if colon and file.startswith(name) else Finding("stop", name, "", None, str(error))
+
+
+def _without_purpose(store: AnnotationStore, is_train: bool) -> list[Finding]:
+    """What makes a file useless that has no other fault."""
+    if not len(store):
+        return [Finding("stop", store.source, "", None, "`images` is empty")]
+    if len(store.ids) or store.reader_faults:
+        return []
+    if is_train:
+        return [Finding("stop", store.source, "", None, "there are no annotations: nothing can be learnt from it")]
+    return [Finding("note", store.source, "", None, "there are no annotations: a model can be run on it, but not measured")]
 
 
 def _check(args: argparse.Namespace) -> int:
-    stores, described, findings = read_sources(args.source, args.root, args.masks)
+    stores, described, findings = read_sources(args.source, args.root, args.masks, args.catalog)
     for store, root in stores:
-        findings = findings + check_annotations(store)[0] + check_images(store, root, range(len(store)), args.deep)
+        store.fill_sizes(root)
+        faults, dropped = check_annotations(store)
+        without_mask = missing_masks(store, dropped)[0] if args.masks else []
+        findings = findings + faults + without_mask + check_images(store, root, range(len(store)), args.deep)
     findings = list(dict.fromkeys(findings))
     for line in [*described, *map(str, findings)]:
         print(line)
@@ -208,10 +237,11 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _stats(args: argparse.Namespace) -> int:
-    stores, described, findings = read_sources(args.source, args.root, args.masks)
+    stores, described, findings = read_sources(args.source, args.root, args.masks, args.catalog)
     for line in [*described, *map(str, findings)]:
         print(line)
     anchors = Anchors(args.sizes, args.strides, args.aspect_ratios, args.min_size, args.max_size)
-    for store, _ in stores:
-        print("\n".join([*statistics(store), *coverage(store, anchors)]))
+    for store, root in stores:
+        store.fill_sizes(root)
+        print("\n".join([*statistics(store), *pixels(store, root), *coverage(store, anchors)]))
     return 1 if findings else 0

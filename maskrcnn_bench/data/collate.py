@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from maskrcnn_bench.data.copy_paste import CopyPaste
+from maskrcnn_bench.data.proposals import ProposalSlots
 from maskrcnn_bench.data.samplers import Sample
 from maskrcnn_bench.structures.bounding_box import BoxList, BoxListBatch
 from maskrcnn_bench.structures.image_list import ImageList, ImageVersions, to_image_list
@@ -22,20 +24,39 @@ class TransformedDataset(Dataset):
         transforms: called as (image, target, CounterRandom).
         seed: what all random choices depend on, beside iteration and image.
         cache: keep what the data set returns in memory, in each process that loads.
+        paste: what takes objects from another image, after the transforms of both.
+        proposals: BoxLists that follow the image as the target's field `proposals`.
     """
 
-    def __init__(self, dataset: Dataset, transforms: Callable, seed: int = 0, cache: bool = False):
+    def __init__(
+        self,
+        dataset: Dataset,
+        transforms: Callable,
+        seed: int = 0,
+        cache: bool = False,
+        paste: CopyPaste | None = None,
+        proposals: Dataset | None = None,
+    ):
         self.dataset = dataset
+        self.proposals = proposals
         self.transforms = transforms
         self.seed = seed
+        self.paste = paste
         self._cached: dict[int, tuple[Any, BoxList]] | None = {} if cache else None
 
     def __getitem__(self, sample: Sample | int) -> tuple[Any, BoxList, int, int]:
         """Image, target, index in the data set, and random key."""
         iteration, index = sample if isinstance(sample, tuple) else (0, sample)
-        image, target = self._read(index)
         key = counter_key(self.seed, iteration, index)
-        image, target = self.transforms(image, target, CounterRandom(key))
+        random = CounterRandom(key)
+        image, target = self._read(index)
+        if self.proposals is not None:
+            target.add_field("proposals", self.proposals[index])
+        image, target = self.transforms(image, target, random)
+        other = None if self.paste is None else self.paste.partner(len(self), random)
+        if other is not None:
+            others = self.transforms(*self._read(other), CounterRandom(counter_key(key, 0, other)))
+            image, target = self.paste(image, target, *others, random)
         return image, target, index, key
 
     def _read(self, index: int) -> tuple[Any, BoxList]:
@@ -61,24 +82,44 @@ class BatchCollator:
 
     Args:
         size_divisible: padded height and width are multiples of this, pixels; 0 pads only to the largest image.
+        shapes: padded (height, width) to choose from, pixels; see `to_image_list`.
+        target_slots: room for objects, at least, in each image.
+        proposals: makes a batch of the targets' proposals, which go with the images.
     """
 
-    def __init__(self, size_divisible: int = 0):
+    def __init__(
+        self,
+        size_divisible: int = 0,
+        shapes: Sequence[tuple[int, int]] = (),
+        target_slots: int = 0,
+        proposals: ProposalSlots | None = None,
+    ):
         self.size_divisible = size_divisible
+        self.shapes = [tuple(shape) for shape in shapes]
+        self.target_slots = target_slots
+        self.proposals = proposals
 
     def __call__(self, batch: Sequence[tuple[Any, BoxList, int, int]]) -> tuple[ImageList | ImageVersions, BoxListBatch, tuple[int, ...]]:
         images, targets, indices, keys = zip(*batch, strict=True)
+        given = [] if self.proposals is None else [target.extra_fields.pop("proposals") for target in targets]
         if isinstance(images[0], tuple):
-            return ImageVersions([self._padded(version, keys) for version in zip(*images, strict=True)]), BoxListBatch.pad(targets), indices
-        padded = self._padded(images, keys)
+            versions = [self._padded(version, keys, given) for version in zip(*images, strict=True)]
+            return ImageVersions(versions), self._slots(targets), indices
+        padded = self._padded(images, keys, given)
         scales = [target.extra_fields.pop("resize_factor", None) for target in targets]
         if None not in scales:
             padded.scales = torch.tensor(scales, dtype=torch.float32)
-        return padded, BoxListBatch.pad(targets), indices
+        return padded, self._slots(targets), indices
 
-    def _padded(self, tensors: Sequence[torch.Tensor], keys: Sequence[int]) -> ImageList:
-        images = to_image_list(list(tensors), self.size_divisible)
+    def _slots(self, targets: Sequence[BoxList]) -> BoxListBatch:
+        enough = self.target_slots and max(len(target) for target in targets) <= self.target_slots
+        return BoxListBatch.pad(targets, slots=self.target_slots if enough else None)
+
+    def _padded(self, tensors: Sequence[torch.Tensor], keys: Sequence[int], given: Sequence[BoxList]) -> ImageList:
+        images = to_image_list(list(tensors), self.size_divisible, self.shapes)
         images.keys = torch.tensor(keys, dtype=torch.int64)
+        if self.proposals is not None:
+            images.proposals = self.proposals(given, [(width, height) for height, width in images.image_sizes])
         return images
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
 from PIL import Image
 
 from maskrcnn_bench.data.transforms import resize_antialiased
 from maskrcnn_bench.structures.bounding_box import BoxList
+from maskrcnn_bench.structures.segmentation_mask import Bitmap
 from maskrcnn_bench.utils.counter import CounterRandom
 
 
@@ -53,7 +55,30 @@ def _window_starts(target: BoxList | None, axis: int, extent: int, length: int) 
 
 def crop(image: Image.Image, target: BoxList | None, box: tuple[int, int, int, int]) -> tuple[Image.Image, BoxList | None]:
     """The part `box` (xyxy, pixels) of an image, and the objects that reach into it."""
-    return image.crop(box), None if target is None else target.crop(box).clip_to_image(remove_empty=True)
+    return image.crop(box), None if target is None else _tightened(target.convert("xyxy"), box).clip_to_image(remove_empty=True)
+
+
+def _tightened(target: BoxList, box: tuple[int, int, int, int]) -> BoxList:
+    """The objects in the part `box`; where it cuts one that has a mask, its box is that of what is left of the mask."""
+    cut = target.crop(box)
+    if not target.has_field("masks"):
+        return cut
+    x1, y1, x2, y2 = target.bbox.unbind(dim=1)
+    reaches_out = (x1 < box[0]) | (y1 < box[1]) | (x2 + target.pixel > box[2]) | (y2 + target.pixel > box[3])
+    for k in torch.nonzero(reaches_out).flatten().tolist():
+        drawn = target.get_field("masks").instances[k].to_bitmap(target.size)
+        if drawn.pixels.size:
+            # Without any pixel left the box is empty, and the object goes.
+            cut.bbox[k] = torch.tensor(box_of_bitmap(drawn.crop(box), target.pixel))
+    return cut
+
+
+def box_of_bitmap(bitmap: Bitmap, pixel: int) -> list[float]:
+    """The box (xyxy, pixels) around a bitmap by a pixel rule; zeros around none."""
+    height, width = bitmap.pixels.shape
+    if not bitmap.pixels.size:
+        return [0.0] * 4
+    return [float(v) for v in (bitmap.x0, bitmap.y0, bitmap.x0 + width - pixel, bitmap.y0 + height - pixel)]
 
 
 class ScaleJitter:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
-from maskrcnn_bench.data.store import POLYGONS, RLE_RUNS, RLE_TEXT, AnnotationStore
+from maskrcnn_bench.data.store import NO_MASK, POLYGONS, RLE_RUNS, RLE_TEXT, AnnotationStore
 from maskrcnn_bench.structures.mask_outline import run_counts
 
 POLICIES = ("fix", "error", "ignore")
@@ -50,23 +51,40 @@ def check_annotations(store: AnnotationStore) -> tuple[list[Finding], np.ndarray
     Returns:
         Findings in the order of the images, and which annotations are to be dropped. [A] bool
     """
+    if store.checked is not None:
+        return store.checked
     found: list[tuple[int, Finding]] = []
     dropped = np.zeros(len(store.ids), dtype=bool)
     image_of = store.annotation_images
-    for severity, row, reason in _box_faults(store, image_of) + _category_faults(store) + list(_mask_faults(store, image_of)):
+    for severity, row, reason in chain(_box_faults(store, image_of), _category_faults(store, dropped), _mask_faults(store, image_of)):
         if dropped[row]:
             continue
         dropped[row] = severity == "drop"
-        found.append((row, _finding(store, severity, int(image_of[row]), int(store.ids[row]), reason)))
+        found.append((row, _finding(store, severity, row, reason)))
     found.sort(key=lambda pair: pair[0])
     return [Finding(*fault) for fault in store.reader_faults] + [finding for _, finding in found] + _id_faults(store), dropped
 
 
-def _finding(store: AnnotationStore, severity: str, image: int, annotation: int | None, reason: str) -> Finding:
-    return Finding(severity, store.source_of(image), store.image_label(image), annotation, reason)
+def missing_masks(store: AnnotationStore, dropped: np.ndarray) -> tuple[list[Finding], np.ndarray]:
+    """Objects without a mask in a store where others have one; nothing where none has.
+
+    Args:
+        dropped: annotations that are left out already. [A] bool
+    Returns:
+        A finding for each, and which they are. [A] bool
+    """
+    missing = ~dropped & ~store.crowd & (store.mask_kinds == NO_MASK) & bool((store.mask_kinds != NO_MASK).any())
+    reason = "it has no `segmentation`, which a mask head learns from; draw it, or set MODEL.MASK_ON False"
+    return [_finding(store, "drop", row, reason) for row in np.flatnonzero(missing).tolist()], missing
+
+
+def _finding(store: AnnotationStore, severity: str, row: int, reason: str) -> Finding:
+    image = int(np.searchsorted(store.offsets, row, side="right")) - 1
+    return Finding(severity, store.source_of(image), store.image_label(image), int(store.ids[row]), reason)
 
 
 def _box_faults(store: AnnotationStore, image_of: np.ndarray) -> list[tuple[str, int, str]]:
+    hint = "(are its values x1, y1, x2, y2?)" if store.corners_from is None else "(it ends before it begins)"
     x, y, w, h = store.boxes.T
     width, height = store.widths[image_of], store.heights[image_of]
     sized = width > 0
@@ -75,7 +93,7 @@ def _box_faults(store: AnnotationStore, image_of: np.ndarray) -> list[tuple[str,
         excess = np.maximum(-np.minimum(x, y), np.maximum(x2 - width, y2 - height))
         rules = [
             ("drop", ~np.isfinite(store.boxes).all(axis=1), "box has a value that is not a number"),
-            ("drop", (w < 0) | (h < 0), "box has a negative width or height (are its values x1, y1, x2, y2?)"),
+            ("drop", (w < 0) | (h < 0), f"box has a negative width or height {hint}"),
             ("drop", (w <= store.empty_extent) | (h <= store.empty_extent), "box is empty"),
             ("drop", sized & ((x >= width) | (y >= height) | (x2 <= 0) | (y2 <= 0)), "box lies outside the image"),
             ("clip", sized & (excess > BORDER_TOLERANCE), "box reaches out of the image"),
@@ -84,15 +102,28 @@ def _box_faults(store: AnnotationStore, image_of: np.ndarray) -> list[tuple[str,
     for severity, wrong, what in rules:
         for row in np.flatnonzero(wrong & ~seen).tolist():
             size = f" of {width[row]} x {height[row]}" if "image" in what else ""
-            faults.append((severity, row, f"{what}{size}: x, y, width, height = {store.boxes[row].tolist()}"))
+            faults.append((severity, row, f"{what}{size}: {_box_words(store, row)}"))
         seen |= wrong
     return faults
 
 
-def _category_faults(store: AnnotationStore) -> list[tuple[str, int, str]]:
+def _box_words(store: AnnotationStore, row: int) -> str:
+    """The numbers of a box as they stand in its file."""
+    x, y, w, h = store.boxes[row].tolist()
+    if store.corners_from is None:
+        return f"x, y, width, height = {[x, y, w, h]}"
+    first, last = store.corners_from, store.corners_from - 1
+    return "xmin, ymin, xmax, ymax = " + ", ".join(f"{value:g}" for value in (x + first, y + first, x + w + last, y + h + last))
+
+
+def _category_faults(store: AnnotationStore, dropped: np.ndarray) -> Iterator[tuple[str, int, str]]:
+    """One for each unknown category, at its first annotation."""
     known = [category["id"] for category in store.categories]
-    rows = np.flatnonzero(~np.isin(store.category_ids, known)).tolist()
-    return [("stop", row, f"category id {store.category_ids[row]} is not among `categories` {_short(known)}") for row in rows]
+    unknown = np.flatnonzero(~np.isin(store.category_ids, known) & ~dropped)
+    numbers, first, counts = np.unique(store.category_ids[unknown], return_index=True, return_counts=True)
+    for number, row, count in zip(numbers.tolist(), unknown[first].tolist(), counts.tolist()):
+        more = f" (nor in {count - 1} more annotations)" if count > 1 else ""
+        yield "stop", row, f"category id {number} is not among `categories` {_short(known)}{more}"
 
 
 def _mask_faults(store: AnnotationStore, image_of: np.ndarray) -> Iterator[tuple[str, int, str]]:
@@ -114,7 +145,7 @@ def _mask_faults(store: AnnotationStore, image_of: np.ndarray) -> Iterator[tuple
 
 def _rle_fault(store: AnnotationStore, row: int, image: int) -> str:
     expected = [int(store.heights[image]), int(store.widths[image])]
-    if expected[0] and store.rle_sizes[row].tolist() != expected:
+    if min(expected) > 0 and store.rle_sizes[row].tolist() != expected:
         return f"RLE has size {store.rle_sizes[row].tolist()}, but (height, width) of the image is {expected}"
     try:
         run_counts(store.segmentation(row))
@@ -127,9 +158,7 @@ def _id_faults(store: AnnotationStore) -> list[Finding]:
     orphans = [
         Finding("drop", store.source, "", int(a), f"belongs to image id {i}, which `images` does not list") for a, i in store.orphans
     ]
-    repeated = [
-        Finding("drop", store.source, f"id {i}", int(a), "another annotation has this id already") for a, i in store.repeated
-    ]
+    repeated = [Finding("drop", store.source, f"id {i}", int(a), "another annotation has this id already") for a, i in store.repeated]
     return orphans + repeated
 
 
@@ -146,13 +175,14 @@ def summary(findings: Sequence[Finding]) -> str:
     return "\n".join([", ".join(f"{count} to {kind}" for kind, count in kinds.items()), *lines])
 
 
-def apply_policy(findings: Sequence[Finding], on_fault: str, what: str) -> str:
+def apply_policy(findings: Sequence[Finding], on_fault: str, what: str, remedy: str = "Correct the file") -> str:
     """Decide what faults mean for a data set.
 
     Args:
         findings: all faults found.
         on_fault: "fix" or "ignore" stop for severity "stop" only, "error" for every fault.
         what: the data set, for messages.
+        remedy: what to do about a fault that stops.
     Returns:
         A message to log, "" when there is nothing to say.
     Raises:
@@ -162,7 +192,7 @@ def apply_policy(findings: Sequence[Finding], on_fault: str, what: str) -> str:
         raise ValueError(f"DATASETS.ON_FAULT: expected one of {POLICIES}, got {on_fault!r}")
     fatal = [finding for finding in findings if on_fault == "error" or finding.severity == "stop"]
     if fatal:
-        remedy = "Correct the file" + ("" if any(f.severity == "stop" for f in fatal) else ", or set DATASETS.ON_FAULT to fix")
+        remedy += "" if any(f.severity == "stop" for f in fatal) else ", or set DATASETS.ON_FAULT to fix"
         raise ValueError(f"{what}: {summary(fatal)}\n{remedy}; `maskrcnn-bench data check` lists all faults.")
     if not findings or on_fault == "ignore":
         return ""

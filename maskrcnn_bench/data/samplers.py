@@ -39,6 +39,13 @@ def group_by_ratio(ratios: Sequence[float], bins: Sequence[float] = (1.0,)) -> n
     return np.array([bisect.bisect_right(list(bins), ratio) for ratio in ratios], dtype=np.int64)
 
 
+def group_by_size(sizes: Sequence[tuple[int, int]], divisible: int = 0) -> np.ndarray:
+    """The group of each image: those whose sides are equal after padding to multiples share one. sizes: pixels. [n, 2] -> [n] int64"""
+    step = max(divisible, 1)
+    padded = -(-np.array(sizes, dtype=np.int64).reshape(-1, 2) // step)
+    return np.unique(padded, axis=0, return_inverse=True)[1].reshape(-1)
+
+
 def repeat_factors(images: Sequence[int], labels: Sequence[int], num_images: int, threshold: float) -> np.ndarray:
     """How often each image occurs in an epoch, so that rare classes are seen more often.
 

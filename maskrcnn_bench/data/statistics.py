@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
+from maskrcnn_bench.data.datasets.channels import read_channels
 from maskrcnn_bench.data.store import AnnotationStore
 
 COVERED_IOU = 0.5
 # COCO's limits of small and medium objects, square roots of areas, pixels of the original image.
 SIDES = {"small": (0, 32), "medium": (32, 96), "large": (96, math.inf)}
 CLASSES_LISTED = 5
+# As many images tell the mean and deviation of the pixels.
+IMAGES_LOOKED_AT = 200
 
 
 def statistics(store: AnnotationStore) -> list[str]:
@@ -28,10 +33,38 @@ def statistics(store: AnnotationStore) -> list[str]:
     ]
     counts = {c["id"]: int((store.category_ids == c["id"]).sum()) for c in store.categories}
     widest, most = max((len(c["name"]) for c in store.categories), default=0), max(counts.values(), default=0)
-    for category in sorted(store.categories, key=lambda c: -counts[c["id"]]):
+    absent = [c["name"] for c in store.categories if not counts[c["id"]]]
+    shown = [c for c in store.categories if counts[c["id"]] or len(absent) <= CLASSES_LISTED]
+    for category in sorted(shown, key=lambda c: -counts[c["id"]]):
         count = counts[category["id"]]
         lines.append(f"  {category['name']:{widest}}  {count:7d} {'#' * round(40 * count / max(most, 1))}")
+    if len(absent) > CLASSES_LISTED:
+        lines.append(f"  {len(absent)} classes without objects: {', '.join(absent[:CLASSES_LISTED])}, ...")
     return lines
+
+
+def pixels(store: AnnotationStore, root: str) -> list[str]:
+    """Mean and deviation of every channel as the keys of the configuration, from images that are evenly picked; nothing without images."""
+    sums: dict[tuple[int, str], list[np.ndarray]] = {}
+    for image in np.unique(np.linspace(0, len(store) - 1, min(len(store), IMAGES_LOOKED_AT)).round().astype(int)).tolist():
+        with suppress(OSError, ValueError):
+            found = read_channels(os.path.join(root, store.file_names[image]), "image", None).pixels
+            values = found.reshape(-1, found.shape[2]).astype(np.float64)
+            part = np.stack([np.full(len(values[0]), len(values)), values.sum(axis=0), (values**2).sum(axis=0)])
+            sums.setdefault((found.shape[2], str(found.dtype)), []).append(part)
+    if not sums:
+        return []
+    (channels, kind), parts = max(sums.items(), key=lambda item: len(item[1]))
+    count, total, squares = np.sum(parts, axis=0)
+    scale = 255 if (channels, kind) == (3, "uint8") else 1
+    mean, std = total / count / scale, np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0)) / scale
+    order = "INPUT.TO_BGR255 False" if channels == 3 else f"INPUT.CHANNELS {channels}"
+    lists = [f"'[{', '.join(f'{v:.6g}' for v in values)}]'" for values in (mean, std)]
+    looked = sum(map(len, sums.values()))
+    return [
+        f"  pixels       {channels} channels of {kind} in {len(parts)} of {looked} images that were opened:",
+        f"    {order} INPUT.PIXEL_MEAN {lists[0]} INPUT.PIXEL_STD {lists[1]}",
+    ]
 
 
 def _spread(values: np.ndarray) -> str:

@@ -8,16 +8,24 @@ Boxes, areas and polygons keep double precision, so that an evaluation sees exac
 from __future__ import annotations
 
 import json
-import math
 import os
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from maskrcnn_bench.data.coco_form import Fault, Form, image_words, numbers
+from maskrcnn_bench.data.datasets.photo import photo_size
+
 NO_MASK, POLYGONS, RLE_TEXT, RLE_RUNS = range(4)
+
+
+def map_array(path: Path) -> np.ndarray:
+    """An array that stays in its .npy file; it cannot be written."""
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
 class Strings:
@@ -27,6 +35,17 @@ class Strings:
         encoded = [s.encode("utf-8", "surrogateescape") for s in strings]
         self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         self._offsets = np.cumsum([0] + [len(s) for s in encoded], dtype=np.int64)
+
+    @classmethod
+    def of_arrays(cls, text: np.ndarray, offsets: np.ndarray) -> Strings:
+        """What `arrays` gave."""
+        out = cls.__new__(cls)
+        out._bytes, out._offsets = text, offsets
+        return out
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """All bytes, and where each string begins in them. [b] uint8, [n + 1] int64"""
+        return self._bytes, self._offsets
 
     def __getitem__(self, i: int) -> str:
         return self._bytes[self._offsets[i] : self._offsets[i + 1]].tobytes().decode("utf-8", "surrogateescape")
@@ -41,9 +60,12 @@ class AnnotationStore:
     Args:
         source: the file, for messages.
         content: a COCO dict with `images`, `categories` and, where known, `annotations`. Its annotations are emptied
-            while they are read, to save memory. An image may name a file of its own in `source`. Faults that a reader met
-            stand in `faults`, as tuples of the fields of `faults.Finding`.
+            while they are read, to save memory.
         empty_extent: a box counts as empty when its width or height is no more than this, pixels.
+        sources: for images that have an annotation file of their own: this file, by image id.
+        faults: what a reader met before, as tuples of the fields of `faults.Finding`.
+        corners_from: number of the first pixel of a row where the files name a box by its first and last pixel (VOC), for
+            messages; None where they give x, y, width, height.
 
     Attributes:
         image_ids: ascending. [I] int64
@@ -59,34 +81,49 @@ class AnnotationStore:
         num_keypoints: as in the file, else the annotated points; -1 where an annotation has none. [A] int64
         orphans: annotations of images that the file does not list: (annotation id, image id). [O, 2] int64
         repeated: annotations whose id another one has already: (annotation id, image id). [D, 2] int64
-        reader_faults: what the reader of the files found wrong.
+        reader_faults: what is wrong with the form of the files, so that some entries were left out.
+        checked: what `faults.check_annotations` found, once it looked; None before.
 
     Raises:
-        ValueError: when the content is not COCO, naming the file and the entry.
+        ValueError: when the content is not COCO at all, naming the file.
     """
 
-    def __init__(self, source: str, content: Any, empty_extent: float = 0.0):
+    ARRAYS = (
+        *("image_ids", "widths", "heights", "offsets", "ids", "category_ids", "boxes", "areas", "crowd", "num_keypoints", "orphans"),
+        *("repeated", "mask_kinds", "coordinates", "ring_offsets", "object_offsets", "rle_bytes", "rle_offsets", "rle_sizes"),
+    )
+    STRINGS = ("file_names", "sources")
+
+    def __init__(
+        self,
+        source: str,
+        content: Any,
+        empty_extent: float = 0.0,
+        sources: Mapping[int, str] | None = None,
+        faults: Sequence[Fault] = (),
+        corners_from: int | None = None,
+    ):
         self.source = source
         self.empty_extent = empty_extent
-        _require_coco(source, content)
-        images = sorted(content["images"], key=lambda image: image["id"])
-        self.image_ids = np.array([image["id"] for image in images], dtype=np.int64)
-        _require_unique(source, self.image_ids)
-        self.widths = np.array([image.get("width") or 0 for image in images], dtype=np.int64)
-        self.heights = np.array([image.get("height") or 0 for image in images], dtype=np.int64)
-        self.file_names = Strings(image["file_name"] for image in images)
-        self.sources = Strings(image.get("source", "") for image in images)
-        self.categories: list[dict] = sorted(content["categories"], key=lambda category: category["id"])
-        annotations = content.get("annotations") or []
-        self.has_annotations = "annotations" in content
-        self.reader_faults: list[tuple[str, str, str, int | None, str]] = list(content.get("faults", ()))
-        order = self._sort(annotations)
-        self._read(annotations, order)
+        self.corners_from = corners_from
+        self.checked: tuple[list, np.ndarray] | None = None
+        self._entry, self._mapped = "", {}
+        form = Form(source, content)
+        self.image_ids = np.array([image["id"] for image in form.images], dtype=np.int64)
+        self.widths = np.array([image.get("width") or 0 for image in form.images], dtype=np.int64)
+        self.heights = np.array([image.get("height") or 0 for image in form.images], dtype=np.int64)
+        self.file_names = Strings(image["file_name"] for image in form.images)
+        self.sources = Strings((sources or {}).get(image["id"], "") for image in form.images)
+        self.categories: list[dict] = form.categories
+        content.pop("annotations", None)
+        order = self._sort(form.annotations)
+        self._read(form, order)
+        self.reader_faults: list[Fault] = [*faults, *form.faults]
 
     def _sort(self, annotations: Sequence[dict]) -> np.ndarray:
         """Positions in the file by image, then as they stand; notes what belongs to no image or repeats an id."""
-        image_ids = np.array([_integer(self.source, a, "image_id") for a in annotations], dtype=np.int64)
-        ids = np.array([int(a.get("id", k + 1)) for k, a in enumerate(annotations)], dtype=np.int64)
+        image_ids = np.array([a["image_id"] for a in annotations], dtype=np.int64)
+        ids = np.array([a.get("id", k + 1) for k, a in enumerate(annotations)], dtype=np.int64)
         owner = np.searchsorted(self.image_ids, image_ids)
         owner_id = self.image_ids[np.minimum(owner, len(self.image_ids) - 1)] if len(self.image_ids) else np.full_like(owner, -1)
         known = owner_id == image_ids
@@ -100,22 +137,24 @@ class AnnotationStore:
         self.offsets = np.searchsorted(owner[order], np.arange(len(self.image_ids) + 1)).astype(np.int64)
         return order
 
-    def _read(self, annotations: list[dict], order: np.ndarray) -> None:
-        source, count = self.source, len(order)
+    def _read(self, form: Form, order: np.ndarray) -> None:
+        annotations, count = form.annotations, len(order)
         self.category_ids = np.zeros(count, dtype=np.int64)
         self.boxes, self.areas = np.zeros((count, 4)), np.zeros(count)
         self.crowd = np.zeros(count, dtype=bool)
         self.num_keypoints = np.full(count, -1, dtype=np.int64)
-        masks, points = _MaskReader(source, count), _PointReader(source)
+        masks, points = _MaskReader(count), _PointReader()
         for row, place in enumerate(order.tolist()):
             annotation = annotations[place]
-            self.category_ids[row] = _integer(source, annotation, "category_id")
-            self.boxes[row] = _numbers(source, annotation, "bbox", 4)
+            self.category_ids[row] = annotation["category_id"]
+            self.boxes[row] = numbers(annotation["bbox"])
             area = annotation.get("area")
             self.areas[row] = area if isinstance(area, (int, float)) else self.boxes[row, 2] * self.boxes[row, 3]
-            self.crowd[row] = bool(annotation.get("iscrowd", 0))
-            masks.add(row, annotation)
-            self.num_keypoints[row] = points.add(row, annotation)
+            self.crowd[row] = bool(annotation.get("iscrowd"))
+            self.num_keypoints[row] = points.count(annotation)
+            for reason in (masks.add(row, annotation.get("segmentation")), points.add(row, annotation)):
+                if reason:
+                    form.add(image_words(annotation), int(self.ids[row]), reason)
             annotations[place] = None
         masks.finish(self)
         self.keypoints = points.array(count)
@@ -135,7 +174,60 @@ class AnnotationStore:
             content = json.loads(path.read_bytes())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is no JSON file ({error}); it may be cut off: copy or download it again") from None
-        return cls(str(path), content)
+        store = cls(str(path), content)
+        store._note_missing_sizes()
+        return store
+
+    def fill_sizes(self, root: str) -> None:
+        """Takes sizes that the annotations do not give from the images in a folder, as far as these can be read."""
+        missing = np.flatnonzero((self.widths <= 0) | (self.heights <= 0)).tolist()
+        if not missing:
+            return
+        self.widths, self.heights, self.checked = self.widths.copy(), self.heights.copy(), None
+        for i in missing:
+            with suppress(OSError):
+                self.widths[i], self.heights[i] = photo_size(os.path.join(root, self.file_names[i]))
+
+    def _note_missing_sizes(self) -> None:
+        missing = np.flatnonzero((self.widths <= 0) | (self.heights <= 0))
+        if len(missing):
+            reason = f"`width` or `height` is missing or 0, for {len(missing)} of {len(self)} images: the image files are asked instead"
+            self.reader_faults.append(("note", self.source, self.image_label(missing[0]), None, reason))
+
+    @classmethod
+    def of_entry(cls, source: str, folder: str | os.PathLike, categories: list[dict]) -> AnnotationStore:
+        """A store whose arrays stay in the .npy files of a folder, as `arrays` named them, until they are looked at."""
+        store = cls.__new__(cls)
+        store.source, store.categories = source, categories
+        store.empty_extent, store.corners_from, store.reader_faults, store.checked = 0.0, None, [], None
+        store._attach(os.fspath(folder))
+        return store
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All arrays by name."""
+        arrays = {name: getattr(self, name) for name in self.ARRAYS}
+        for name in self.STRINGS:
+            arrays[f"{name}.text"], arrays[f"{name}.offsets"] = getattr(self, name).arrays()
+        return arrays if self.keypoints is None else arrays | {"keypoints": self.keypoints}
+
+    def _attach(self, folder: str) -> None:
+        arrays = {path.stem: map_array(path) for path in Path(folder).glob("*.npy")}
+        self._mapped: dict[str, Any] = {name: arrays[name] for name in self.ARRAYS} | {"keypoints": arrays.get("keypoints")}
+        for name in self.STRINGS:
+            self._mapped[name] = Strings.of_arrays(arrays[f"{name}.text"], arrays[f"{name}.offsets"])
+        self._entry = folder
+        self.__dict__.update(self._mapped)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is mapped: another process maps it again instead of being sent a copy."""
+        mapped = self._mapped
+        return {k: v for k, v in self.__dict__.items() if k != "_mapped" and not (k in mapped and mapped[k] is v)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._mapped = {}
+        if state["_entry"]:
+            self._attach(state["_entry"])
+        self.__dict__.update(state)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -206,15 +298,16 @@ class AnnotationStore:
 class _MaskReader:
     """Collects the masks of all annotations."""
 
-    def __init__(self, source: str, count: int):
-        self.source = source
+    def __init__(self, count: int):
         self.kinds = np.zeros(count, dtype=np.uint8)
         self.sizes = np.zeros((count, 2), dtype=np.int64)
         self.coordinates, self.rings, self.objects = array("d"), array("q", [0]), array("q", [0])
         self.rle_bytes, self.rle_ends = bytearray(), array("q", [0])
 
-    def add(self, row: int, annotation: dict) -> None:
-        mask = annotation.get("segmentation")
+    def add(self, row: int, mask: Any) -> str:
+        """Takes the mask of the next annotation; what is wrong with it, or ""."""
+        before = len(self.rings)
+        reason = ""
         try:
             if isinstance(mask, dict):
                 self._add_rle(row, mask)
@@ -223,10 +316,13 @@ class _MaskReader:
             elif mask not in (None, [], ""):
                 raise TypeError(f"got {type(mask).__name__}")
         except (TypeError, KeyError, ValueError, OverflowError) as error:
-            expected = "expected a list of polygons, or an RLE with `size` and `counts`"
-            raise ValueError(_at(self.source, annotation, f"`segmentation`: {expected} ({error})")) from None
+            reason = f"`segmentation`: expected a list of polygons, or an RLE with `size` and `counts` ({error})"
+            self.kinds[row] = NO_MASK
+            del self.rings[before:]
+            del self.coordinates[self.rings[-1] :]
         self.objects.append(len(self.rings) - 1)
         self.rle_ends.append(len(self.rle_bytes))
+        return reason
 
     def _add_polygons(self, row: int, mask: list) -> None:
         self.kinds[row] = POLYGONS
@@ -251,18 +347,27 @@ class _MaskReader:
 class _PointReader:
     """Collects the keypoints of all annotations."""
 
-    def __init__(self, source: str):
-        self.source = source
+    def __init__(self) -> None:
         self.rows: list[tuple[int, np.ndarray]] = []
 
-    def add(self, row: int, annotation: dict) -> int:
+    @staticmethod
+    def count(annotation: dict) -> int:
         """The number of annotated points, -1 when the annotation has no keypoints."""
         if "keypoints" not in annotation:
             return -1
-        length = len(self.rows[0][1]) if self.rows else 3 * (len(annotation["keypoints"]) // 3)
-        points = np.array(_numbers(self.source, annotation, "keypoints", length))
+        counted = annotation.get("num_keypoints")
+        return counted if isinstance(counted, int) else sum(bool(v) for v in annotation["keypoints"][2::3])
+
+    def add(self, row: int, annotation: dict) -> str:
+        """Takes the points of an annotation; what is wrong with them, or ""."""
+        if "keypoints" not in annotation:
+            return ""
+        points = np.array(numbers(annotation["keypoints"]))
+        expected = len(self.rows[0][1]) if self.rows else len(points)
+        if len(points) != expected:
+            return f"`keypoints`: expected {expected // 3} points as the others have, got {len(points) // 3}"
         self.rows.append((row, points))
-        return int(annotation.get("num_keypoints", (points[2::3] > 0).sum()))
+        return ""
 
     def array(self, count: int) -> np.ndarray | None:
         if not self.rows:
@@ -271,52 +376,3 @@ class _PointReader:
         for row, points in self.rows:
             out[row] = points
         return out
-
-
-# ------------------------------------------------------------------------------------------------- what COCO requires
-
-
-def _at(source: str, annotation: dict, what: str) -> str:
-    return f"{source}: annotation {annotation.get('id', '?')} of image {annotation.get('image_id', '?')}: {what}"
-
-
-def _require_coco(source: str, content: Any) -> None:
-    remedy = "expected a COCO file: an object with the lists `images`, `categories` and `annotations`"
-    if not isinstance(content, dict):
-        raise ValueError(f"{source} is JSON but not COCO: {remedy}; got a {type(content).__name__}")
-    for key in ("images", "categories", "annotations"):
-        if not isinstance(content.get(key, [] if key == "annotations" else None), list):
-            raise ValueError(f"{source} is JSON but not COCO: {remedy}; `{key}` is missing or no list, the keys are {sorted(content)}")
-    for key, fields in (("images", {"id": int, "file_name": str}), ("categories", {"id": int, "name": str})):
-        for place, entry in enumerate(content[key]):
-            for field, kind in fields.items():
-                if not isinstance(entry, dict) or not isinstance(entry.get(field), kind):
-                    raise ValueError(f"{source}: {key}[{place}]: expected `{field}` ({kind.__name__}), got {str(entry)[:120]}")
-    if not all(isinstance(entry, dict) for entry in content.get("annotations", [])):
-        raise ValueError(f"{source}: `annotations`: expected objects only")
-    ids = [category["id"] for category in content["categories"]]
-    if len(set(ids)) < len(ids):
-        raise ValueError(f"{source}: two categories have the same id; ids are {sorted(ids)[:20]}")
-
-
-def _require_unique(source: str, image_ids: np.ndarray) -> None:
-    repeated = image_ids[1:][image_ids[1:] == image_ids[:-1]]
-    if len(repeated):
-        raise ValueError(f"{source}: image id {repeated[0]} occurs more than once; every image needs an id of its own")
-
-
-def _integer(source: str, annotation: dict, field: str) -> int:
-    value = annotation.get(field)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise ValueError(_at(source, annotation, f"`{field}`: expected an integer, got {value!r}"))
-
-
-def _numbers(source: str, annotation: dict, field: str, count: int) -> list[float]:
-    """Numbers of a field; null counts as not a number, which the check of boxes finds."""
-    value = annotation.get(field)
-    if isinstance(value, list) and len(value) == count:
-        value = [math.nan if v is None else v for v in value]
-        if all(isinstance(v, (int, float)) for v in value):
-            return value
-    raise ValueError(_at(source, annotation, f"`{field}`: expected {count} numbers, got {str(value)[:80]}"))

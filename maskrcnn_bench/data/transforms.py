@@ -52,9 +52,7 @@ class Resize:
         interpolation: a key of INTERPOLATIONS.
     """
 
-    def __init__(
-        self, min_size: int | Sequence[int], max_size: int | None, rounding: str = "truncate", interpolation: str = "antialiased"
-    ):
+    def __init__(self, min_size: int | Sequence[int], max_size: int | None, rounding: str = "truncate", interpolation: str = "antialiased"):
         if rounding not in ("truncate", "round"):
             raise ValueError(f"rounding: expected 'truncate' or 'round', got {rounding!r}")
         self.resize_image = INTERPOLATIONS[interpolation]
@@ -219,7 +217,7 @@ class ResizeToEach:
 
 
 class ToTensor:
-    """A PIL image as a uint8 tensor, RGB, not scaled; a tensor stays. [3, H, W]"""
+    """A PIL image as a uint8 tensor, RGB, not scaled; a ChannelImage as uint8 or uint16; a tensor stays. [C, H, W]"""
 
     def __call__(self, image: Image.Image | Tensor, target: BoxList | None = None) -> tuple[Tensor, BoxList | None]:
         if isinstance(image, Tensor):

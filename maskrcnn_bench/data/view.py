@@ -13,7 +13,9 @@ from maskrcnn_bench.data.faults import Finding
 READABLE = 600
 
 
-def view(name: str, output: str, count: int, root: str | None = None, masks: bool = False, faulty: bool = False) -> list[str]:
+def view(
+    name: str, output: str, count: int, root: str | None = None, masks: bool = False, faulty: bool = False, catalog: str | None = None
+) -> list[str]:
     """Draw images of the training and of the test data that a name or path means, evenly picked.
 
     Args:
@@ -23,6 +25,7 @@ def view(name: str, output: str, count: int, root: str | None = None, masks: boo
         root: folder that paths of the catalog start from.
         masks: prefer annotations that have masks.
         faulty: only images in which the check found something; faulty boxes are drawn as far as they are boxes.
+        catalog: Python file with a DatasetCatalog, None for the usual one.
     Returns:
         What was drawn, as lines of text.
     Raises:
@@ -32,7 +35,8 @@ def view(name: str, output: str, count: int, root: str | None = None, masks: boo
     from maskrcnn_bench.data.datasets.layout import NoSplitError
 
     lines, missing = [], []
-    options = {"root": root, "masks": masks, "keep_empty": True, **({"on_fault": "ignore"} if faulty else {})}
+    options = {"root": root, "catalog": catalog, "masks": masks, "keep_empty": True, "channels": None}
+    options |= {"on_fault": "ignore"} if faulty else {}
     for is_train in (True, False):
         try:
             dataset = make_dataset(name, is_train, **options)
@@ -67,6 +71,6 @@ def _draw(dataset: Any, i: int, folder: Path) -> str:
     path = folder / f"{i:05d}_{name.stem}.jpg"
     folder.mkdir(parents=True, exist_ok=True)
     enlarge = max(READABLE // max(image.size), 1)
-    draw_detections(image, target, dataset.class_names, enlarge=enlarge).save(path, quality=90)
+    draw_detections(image.convert("RGB"), target, dataset.class_names, enlarge=enlarge).save(path, quality=90)
     notes = [f"    {finding}" for finding in _findings_of(dataset, i)] if hasattr(dataset, "findings") else []
     return "\n".join([f"  {path}: {len(target)} objects", *notes])

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..config import get_defaults
+from .export import coco_annotations
+from .options import count, share
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from .predictor import COCODemo
     from .video import Frame
 
+WEIGHTS = "a trained model: a file, an address, or the output folder of a training"
 RESULTS = "predictions.json"
 TABLE = "predictions.csv"
 _COLUMNS = ("image_id", "file_name", "frame", "seconds", "category_id", "category_name", "score", "x", "y", "width", "height")
@@ -69,16 +72,17 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Ends with 1 when an image or video could not be read whole; the others are done all the same. Videos need PyAV.",
     )
     parser.add_argument("words", nargs="+", metavar="IMAGE", help="files, folders with all below them, patterns such as 'shots/*.png'")
-    weights = "a trained model: a file, an address, or the output folder of a training"
-    parser.add_argument("--weights", required=True, metavar="FILE", help=weights)
+    parser.add_argument("--weights", metavar="FILE", help=WEIGHTS)
     config = "configuration, for weights that do not carry one: a YAML file, or the name of a shipped one"
     parser.add_argument("--config-file", default="", metavar="FILE", help=config)
     parser.add_argument("--output", default=os.path.join("output", "predict"), metavar="FOLDER", help="where to write; %(default)s")
     parser.add_argument("--beside", action="store_true", help="write each picture beside its image; predictions.json goes to --output")
     parser.add_argument("--csv", action="store_true", help="write predictions.csv as well: a line for each object, without masks")
+    annotations = "write what was found in images as a COCO data set too, to correct it or to train on it: photos/instances_train.json"
+    parser.add_argument("--annotations", default="", metavar="FILE", help=annotations)
     score = "least score of what is drawn and written, 0 to 1; %(default)s"
-    parser.add_argument("--score", type=_share, default=0.5, metavar="S", help=score)
-    parser.add_argument("--batch-size", type=_count, default=4, metavar="N", help="images at once; %(default)s")
+    parser.add_argument("--score", type=share, default=0.5, metavar="S", help=score)
+    parser.add_argument("--batch-size", type=count, default=4, metavar="N", help="images at once; %(default)s")
     return parser
 
 
@@ -95,6 +99,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             args.opts += [word] if "=" in word else [word, *(value for value in [next(words, None)] if value is not None)]
     if not args.images:
         parser.error("expected at least one image, folder or pattern")
+    if not args.weights:
+        parser.error(f"--weights is missing: {WEIGHTS}. `maskrcnn-bench demo` makes one in minutes: --weights output/demo")
     return args
 
 
@@ -103,20 +109,6 @@ def is_override(word: str) -> bool:
     section, dot, _ = word.split("=")[0].partition(".")
     known = get_defaults()
     return section in known and bool(dot) == isinstance(known[section], dict) and not os.path.exists(word)
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text}")
-    return value
 
 
 # ------------------------------------------------------------------------------------------------------- the work
@@ -132,9 +124,13 @@ def _predict(args: argparse.Namespace) -> int:
     if videos:
         video.pyav()
     demo = COCODemo.from_weights(args.weights, args.config_file, args.opts, args.score)
+    if videos:
+        demo.require_colours("a video")
     results = Results(demo, overlay_paths(found, None if args.beside else args.output))
     # A place that cannot be written to is an error before the work.
     os.makedirs(args.output, exist_ok=True)
+    beside_annotations = os.path.dirname(os.path.abspath(args.annotations or args.output))
+    os.makedirs(beside_annotations, exist_ok=True)
     begin = time.perf_counter()
     with _Progress(len(photos)) as progress:
         for start in range(0, len(photos), args.batch_size):
@@ -143,9 +139,24 @@ def _predict(args: argparse.Namespace) -> int:
             _one_video(results, index, one, args.batch_size, progress)
     seconds = time.perf_counter() - begin
     numbers = _write_numbers(results.rows, args.output, args.csv)
+    if args.annotations:
+        text = coco_annotations(results.images, results.rows, demo.CATEGORIES, beside_annotations)
+        write_atomically(args.annotations, lambda file: file.write(text.encode()))
+        numbers += f", annotations in {args.annotations}"
     pictures = "beside the images" if args.beside else f"in {args.output}"
     print(_summary(results, len(photos), len(videos), seconds) + f"; pictures {pictures}, numbers in {numbers}")
+    if not results.rows and results.looked_at:
+        print(f"{nothing_above(args.score, results.best)}; lower --score to see what the model is less sure of")
     return 1 if results.failed else 0
+
+
+def nothing_above(score: float, best: float) -> str:
+    """In words, that no detection reached a score.
+
+    Args:
+        best: the highest score of all detections; 0 without any.
+    """
+    return f"nothing scored above {score:g}, " + (f"the best was {best:.2f}" if best else "and nothing below it either")
 
 
 def _write_numbers(rows: Sequence[dict[str, Any]], folder: str, table: bool) -> str:
@@ -165,12 +176,10 @@ def _write_numbers(rows: Sequence[dict[str, Any]], folder: str, table: bool) -> 
 
 def _one_batch(results: Results, batch: Sequence[tuple[int, Found]], progress: _Progress) -> None:
     """Reads, detects and writes some images; those that fail are told and left out."""
-    from .images import read_image
-
     pictures = []
     for index, found in batch:
         try:
-            pictures.append((index, found, read_image(found.path)))
+            pictures.append((index, found, results.demo.read(found.path)))
         except OSError as error:
             results.failed.append(found.path)
             progress.tell(f"skipped: {error}")
@@ -212,7 +221,10 @@ class Results:
     Attributes:
         rows: one a detection, in the form of COCO's results. `image_id` is the image's place in the list, from 1; pictures of
             videos are numbered on after the list, and have `frame` and `seconds` besides.
+        images: `id`, `path`, `width` and `height` of each image that was read.
         failed: paths that could not be read whole.
+        best: the highest score of all detections, also of those below the threshold.
+        looked_at: number of pictures.
         frames: number of pictures of videos.
     """
 
@@ -220,11 +232,15 @@ class Results:
         self.demo = demo
         self.overlays = overlays
         self.rows: list[dict[str, Any]] = []
+        self.images: list[dict[str, Any]] = []
         self.failed: list[str] = []
+        self.best = 0.0
+        self.looked_at = 0
         self.frames = 0
 
     def add(self, index: int, found: Found, picture: Image.Image, boxlist: BoxList) -> None:
         """Keeps the detections of one image above the threshold, and writes its picture."""
+        self.images.append({"id": index + 1, "path": found.path, "width": picture.width, "height": picture.height})
         overlay, rows = self._found(boxlist, picture, index + 1, found.name)
         save_picture(overlay, self.overlays[index])
         self.rows += rows
@@ -241,11 +257,13 @@ class Results:
         from ..structures.segmentation_mask import SegmentationMask
         from .draw import draw_detections
 
+        self.looked_at += 1
+        self.best = max([self.best, *boxlist.get_field("scores").tolist()])
         boxlist = self.demo.select_top_predictions(boxlist)
         masks = self.demo.run_lengths(boxlist)
         if masks is not None:
             boxlist.add_field("masks", SegmentationMask(masks, boxlist.size))
-        overlay = draw_detections(picture, boxlist, self.demo.CATEGORIES, enlarge=enlargement(picture.size))
+        overlay = draw_detections(picture.convert("RGB"), boxlist, self.demo.CATEGORIES, enlarge=enlargement(picture.size))
         return overlay, result_rows(boxlist, masks, image_id, name, self.demo.CATEGORIES)
 
 

@@ -24,6 +24,8 @@ from ..config import explicit_keys, get_defaults, load_config
 from ..config.dialect import get_dialect
 from ..config.node import leaves
 from ..data.build import make_resize
+from ..data.datasets.channels import ChannelImage
+from ..data.datasets.photo import read_photo
 from ..data.transforms import Compose, ToTensor
 from ..engine.arguments import config_beside
 from ..engine.inference import to_original
@@ -31,10 +33,12 @@ from ..engine.launch import resolve_device
 from ..modeling.detector import GeneralizedRCNN, build_detection_model
 from ..solver import changed
 from ..structures.bounding_box import BoxList
+from ..structures.boxlist_ops import boxlist_nms
 from ..structures.image_list import to_image_list
 from ..structures.mask_paste import Masker, paste_rle
 from ..utils.checkpoint import DetectronCheckpointer, describe_checkpoint, find_weights, last_checkpoint
 from ..weights import load_into
+from ..weights.classes import BACKGROUND, COCO, coco_names
 from . import draw
 from .images import as_picture, find_images
 
@@ -42,9 +46,6 @@ logger = logging.getLogger("maskrcnn_bench.demo")
 
 # From cold to hot in even steps of brightness, so that it can be read without seeing colours. RGB, dark to light.
 _HEAT = np.array([(0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164)])
-
-_COCO_IDS = 91
-_UNUSED_COCO_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 
 
 class COCODemo:
@@ -62,16 +63,7 @@ class COCODemo:
         ValueError: when the weights leave a part of the model without values, or the configuration cannot be built.
     """
 
-    CATEGORIES: Sequence[str] = (
-        "__background__",
-        *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light", "fire hydrant"),
-        *("stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe"),
-        *("backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite", "baseball bat"),
-        *("baseball glove", "skateboard", "surfboard", "tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl"),
-        *("banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch"),
-        *("potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave"),
-        *("oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush"),
-    )
+    CATEGORIES: Sequence[str] = (BACKGROUND, *COCO)
     """Names of the labels, background first. A checkpoint's own names take their place, unless a subclass has set them. Where a
     checkpoint has none and the number of classes is not COCO's, an instance has "class 1" and so on."""
 
@@ -148,9 +140,27 @@ class COCODemo:
             images = [found.path for found in find_images([images])]
         if isinstance(images, (Image.Image, np.ndarray, Tensor)) and getattr(images, "ndim", 3) <= 3:
             images = [images]
-        pictures = (as_picture(image, channels) for image in images)
+        pictures = (self.read(image, channels) for image in images)
         while batch := list(islice(pictures, batch_size)):
             yield from self.detect(batch)
+
+    def read(self, image: Any, channels: str = "BGR") -> Any:
+        """An image as the model sees it: RGB, or with INPUT.CHANNELS channels as its file stores them.
+
+        Args:
+            image: as `as_picture` takes it; for a model with other channels than 3 the path of a file, or an array [H, W, C].
+            channels: order of the channels in arrays of colours.
+        """
+        if self.cfg.INPUT.CHANNELS == 3:
+            return as_picture(image, channels)
+        if isinstance(image, (str, os.PathLike)):
+            return read_photo(os.fspath(image), "image", on_exif="rotate", channels=self.cfg.INPUT.CHANNELS)
+        return image if isinstance(image, ChannelImage) else ChannelImage(np.atleast_3d(np.asarray(image)))
+
+    def require_colours(self, what: str) -> None:
+        """Raises ValueError, for a source of coloured pictures, when the model takes images of another kind."""
+        if self.cfg.INPUT.CHANNELS != 3:
+            raise ValueError(f"{what} gives pictures in colours, but this model takes images with INPUT.CHANNELS {self.cfg.INPUT.CHANNELS}")
 
     @torch.no_grad()
     def detect(self, pictures: Sequence[Image.Image]) -> list[BoxList]:
@@ -167,7 +177,8 @@ class COCODemo:
         for inds in groups.values():
             for index, boxlist in zip(inds, self._run([tensors[i] for i in inds], [scales[i] for i in inds]), strict=True):
                 width, height = pictures[index].size
-                found[index] = to_original(boxlist, {"width": width, "height": height}, self._clip, scales[index])
+                boxlist = to_original(boxlist, {"width": width, "height": height}, self._clip, scales[index])
+                found[index] = boxlist_nms(boxlist, self.cfg.TEST.CLASS_AGNOSTIC_NMS)
         return [found[index] for index in range(len(pictures))]
 
     def _run(self, tensors: list[Tensor], scales: list[float | None]) -> list[BoxList]:
@@ -181,7 +192,7 @@ class COCODemo:
 
     def compute_prediction(self, original_image: Any) -> BoxList:
         """All detections of one image (arrays in BGR), in its pixels, with masks pasted into it: `mask` [n, 1, H, W] uint8."""
-        (predictions,) = self.detect([as_picture(original_image)])
+        (predictions,) = self.detect([self.read(original_image)])
         if predictions.has_field("mask"):
             predictions.add_field("mask", self.masker([predictions.get_field("mask")], [predictions])[0])
         return predictions
@@ -207,9 +218,9 @@ class COCODemo:
         Returns:
             A new image. BGR, [H, W, 3] uint8
         """
-        picture = as_picture(image)
+        picture = self.read(image)
         top_predictions = self.select_top_predictions(self.detect([picture])[0])
-        result = _bgr(picture)
+        result = _bgr(picture.convert("RGB"))
         if self.show_mask_heatmaps:
             return self.create_mask_montage(result, top_predictions)
         for overlay in (self.overlay_mask, self.overlay_boxes, self.overlay_keypoints, self.overlay_class_names):
@@ -337,11 +348,5 @@ def _num_classes(cfg: Any) -> tuple[str, int]:
 
 def _coco_names(count: int) -> tuple[str, ...]:
     """Names for weights without any: COCO's where the number of classes, background included, says so."""
-    names = tuple(COCODemo.CATEGORIES)
-    if count == len(names):
-        return names
-    if count == _COCO_IDS:
-        # torchvision's labels are COCO's own ids, of which ten are not in use.
-        rest = iter(names)
-        return tuple("unused" if label in _UNUSED_COCO_IDS else next(rest) for label in range(count))
-    return ("__background__", *(f"class {label}" for label in range(1, count)))
+    known = coco_names(count)
+    return tuple(name or "unused" for name in known) or (BACKGROUND, *(f"class {label}" for label in range(1, count)))

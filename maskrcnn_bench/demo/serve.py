@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from .answers import MOST_BYTES, TYPES, Refusal, Turns, as_jpeg, as_json, description, read_picture
+from .options import port, share
 
 if TYPE_CHECKING:
     from .predictor import COCODemo
@@ -52,6 +53,7 @@ def serve_main(argv: Sequence[str]) -> int:
 
     try:
         demo = COCODemo.from_weights(_weights(args), args.config_file, args.opts, args.score)
+        demo.require_colours("the page")
         server = _bound(args.host, args.port, demo)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -79,23 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config-file", default="", metavar="FILE", help=config)
     host = "address to listen at; %(default)s, so that only this machine can reach it"
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help=host)
-    parser.add_argument("--port", type=_port, default=8080, metavar="N", help="%(default)s; 0 takes any that is free")
-    parser.add_argument("--score", type=_share, default=0.5, metavar="S", help="where the page's slider begins, 0 to 1; %(default)s")
+    parser.add_argument("--port", type=port, default=8080, metavar="N", help="%(default)s; 0 takes any that is free")
+    parser.add_argument("--score", type=share, default=0.5, metavar="S", help="where the page's slider begins, 0 to 1; %(default)s")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes of the configuration: MODEL.DEVICE cpu")
     return parser
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 65535, got {text}")
-    return int(text)
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
-    return value
 
 
 def _weights(args: argparse.Namespace) -> str:

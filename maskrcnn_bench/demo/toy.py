@@ -12,6 +12,7 @@ from typing import Any
 
 CONFIG = "toy/mask_rcnn_R_18_FPN.yaml"
 COLUMNS, ROWS, ENLARGE = 4, 3, 3
+SCORE = 0.5
 SERVE = "--serve"
 
 
@@ -27,12 +28,15 @@ def demo_main(argv: Sequence[str] | None = None) -> int:
     folder = Path(args.output)
     data = _generate(folder / "data", args)
     from ..engine.launch import train_main
+    from ..evaluation.pictures import can_draw
 
-    code = train_main(["--config-file", CONFIG, "--data", str(data), "OUTPUT_DIR", str(folder), "SEED", str(args.seed), *args.opts])
+    given = ["OUTPUT_DIR", str(folder), "SEED", str(args.seed), "TEST.PICTURES", "True"]
+    code = train_main(["--config-file", CONFIG, "--data", str(data), *given, *args.opts])
     if code:
         return code
-    made = [_draw_pictures(folder, data), _draw_curve(folder)]
-    _tell(folder, made, time.monotonic() - begun)
+    sheet, hint = _draw_pictures(folder, data)
+    made = [sheet, *([_draw_curve(folder)] if can_draw() else []), *sorted((folder / "inference" / data.name).glob("*.png"))]
+    _tell(folder, made, time.monotonic() - begun, hint)
     return 0
 
 
@@ -56,19 +60,20 @@ def _generate(folder: Path, args: argparse.Namespace) -> Path:
     return generate(folder, args.train_images, args.test_images)
 
 
-def _draw_pictures(folder: Path, data: Path) -> Path:
-    """Detections on the first test scenes, one picture each, and all on one sheet."""
+def _draw_pictures(folder: Path, data: Path) -> tuple[Path, str]:
+    """Detections on the first test scenes, one picture each, and all on one sheet; and what to say where there are none."""
     from PIL import Image
 
     from .draw import draw_detections
-    from .predict import save_picture
+    from .predict import nothing_above, save_picture
     from .predictor import COCODemo
 
-    demo = COCODemo.from_weights(folder / "model_final.pth", opts=["MODEL.DEVICE", "cpu"], confidence_threshold=0.5)
+    demo = COCODemo.from_weights(folder / "model_final.pth", opts=["MODEL.DEVICE", "cpu"], confidence_threshold=SCORE)
     paths = sorted((data / "test").glob("*.jpg"))[: COLUMNS * ROWS]
     scenes = [Image.open(path).convert("RGB") for path in paths]
-    tiles = []
+    tiles, best = [], 0.0
     for path, scene, found in zip(paths, scenes, demo.detect(scenes), strict=True):
+        best = max([best, *found.get_field("scores").tolist()])
         picture = draw_detections(scene, demo.select_top_predictions(found), demo.CATEGORIES, enlarge=ENLARGE)
         (folder / "pictures").mkdir(exist_ok=True)
         save_picture(picture, str(folder / "pictures" / f"{path.stem}.png"))
@@ -77,18 +82,16 @@ def _draw_pictures(folder: Path, data: Path) -> Path:
     for i, tile in enumerate(tiles):
         sheet.paste(tile, (i % COLUMNS * (tile.width + 8), i // COLUMNS * (tile.height + 8)))
     save_picture(sheet, str(folder / "pictures.png"))
-    return folder / "pictures.png"
+    return folder / "pictures.png", "" if best > SCORE else nothing_above(SCORE, best)
 
 
 def _draw_curve(folder: Path) -> Path:
     """Loss and AP by iteration, from metrics.jsonl."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for name in ("loss", "loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness"):
         left.plot(*_series(rows, name), label=name)
     for name in ("bbox/AP", "bbox/AP50", "segm/AP", "segm/AP50"):
@@ -96,10 +99,11 @@ def _draw_curve(folder: Path) -> Path:
     left.set(title="training loss", xlabel="iteration", ylabel="loss")
     right.set(title="AP on held-out scenes", xlabel="iteration", ylim=(0, 1))
     for axes in (left, right):
+        # A single test is a single point, about which matplotlib would lay an axis of hundredths of iterations.
+        axes.set_xlim(0, 1.02 * rows[-1]["iteration"])
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(folder / "curve.png", dpi=110)
-    pyplot.close(figure)
     return folder / "curve.png"
 
 
@@ -108,11 +112,13 @@ def _series(rows: list[dict[str, Any]], name: str) -> tuple[list[int], list[floa
     return [i for i, _ in found], [v for _, v in found]
 
 
-def _tell(folder: Path, made: list[Path], seconds: float) -> None:
+def _tell(folder: Path, made: list[Path], seconds: float, hint: str) -> None:
     results = json.loads((folder / "results.json").read_text())
     print(f"\nDone in {seconds / 60:.1f} minutes. On scenes it has never seen:")
     for task, what in (("bbox", "boxes"), ("segm", "masks")):
         print(f"  {what:<6} AP {results[task]['AP']:.3f}   AP50 {results[task]['AP50']:.3f}")
+    if hint:
+        print(f"The pictures are empty: {hint}. Train longer, or look with `predict` (below) and a lower --score.")
     print("What it made:")
     for path in (*made, folder / "model_final.pth", folder / "results.json", folder / "metrics.jsonl", folder / "config.yml"):
         print(f"  {path}")

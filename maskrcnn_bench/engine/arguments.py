@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 DEBUG = "MASKRCNN_BENCH_DEBUG"
@@ -15,21 +17,51 @@ _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*(=.*)?", re.DOTALL)
 def train_main(argv: Sequence[str] | None = None) -> int:
     """Trains a model, then tests it; returns the exit code."""
     parser = train_parser()
-    args = parse(parser, argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = parse(parser, words)
     if args.config_file is None:
         example = "--config-file e2e_mask_rcnn_R_50_FPN_1x.yaml"
         parser.error(f"no --config-file: name one, e.g. {example}; for the defaults give --config-file ''")
     from maskrcnn_bench.engine import launch
 
-    return launch.run(launch.train, args)
+    return launch.run(partial(start_processes, "train", words) if wants_processes(args) else launch.train, args)
 
 
 def test_main(argv: Sequence[str] | None = None) -> int:
     """Tests a model; returns the exit code."""
-    args = parse(test_parser(), argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = parse(test_parser(), words)
     from maskrcnn_bench.engine import launch
 
-    return launch.run(launch.test, args)
+    return launch.run(partial(start_processes, "test", words) if wants_processes(args) else launch.test, args)
+
+
+def wants_processes(args: argparse.Namespace) -> bool:
+    """Whether this process is to start others, and is not one of them."""
+    return args.gpus > 1 and "LOCAL_RANK" not in os.environ
+
+
+def start_processes(verb: str, words: Sequence[str], args: argparse.Namespace) -> int:
+    """Becomes torchrun with `--gpus` processes of the same command.
+
+    Raises:
+        ValueError: when there are not as many GPUs.
+    """
+    import torch
+
+    from maskrcnn_bench.config import load_config
+
+    file = config_beside(getattr(args, "ckpt", "")) if args.config_file is None else args.config_file
+    device, seen = load_config(file or None, overrides(args)).MODEL.DEVICE, torch.cuda.device_count()
+    if device != "cpu" and seen < args.gpus:
+        raise ValueError(f"--gpus {args.gpus}, but torch sees {seen} GPU(s); MODEL.DEVICE cpu takes processors instead")
+    # A user's own program must run again itself, since it may have registered parts.
+    own = sys.argv[0].endswith(".py") and os.path.isfile(sys.argv[0])
+    program = [sys.argv[0]] if own else ["-m", "maskrcnn_bench.cli", verb]
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // args.gpus, 1)))
+    sys.stdout.flush()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={args.gpus}"]
+    os.execv(sys.executable, [*torchrun, *program, *words])
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
@@ -38,6 +70,8 @@ def _parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--config-file", default=None, metavar="FILE", help=config)
     parser.add_argument("--data", default="", metavar="FOLDER", help="data set (COCO, VOC, YOLO, ...), instead of DATASETS.TRAIN and TEST")
     parser.add_argument("--output", default="", metavar="FOLDER", help="where everything is written; the same as OUTPUT_DIR")
+    processes = "start N processes on this machine, one a GPU (or N on the processors, with MODEL.DEVICE cpu)"
+    parser.add_argument("--gpus", type=int, default=0, metavar="N", help=processes)
     # Launchers give it; the environment says the same.
     parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS)
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes of the config, as KEY VALUE or KEY=VALUE")
@@ -81,6 +115,7 @@ def overrides(args: argparse.Namespace) -> list[str]:
     opts = []
     if args.data:
         opts += ["DATASETS.DATA", args.data, "DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]
+        opts += ["DATASETS.PROPOSAL_FILES_TRAIN", "()", "DATASETS.PROPOSAL_FILES_TEST", "()"]  # they belong to the data
     if args.output:
         opts += ["OUTPUT_DIR", args.output]
     if getattr(args, "weights", ""):

@@ -7,16 +7,18 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from maskrcnn_bench.engine.validation import validation_losses
 from maskrcnn_bench.evaluation import check_expected_results, evaluate
 from maskrcnn_bench.structures.bounding_box import BoxList
-from maskrcnn_bench.utils.comm import broadcast, gather_items, get_world_size, is_main_process, synchronize
+from maskrcnn_bench.structures.boxlist_ops import boxlist_nms
+from maskrcnn_bench.utils.comm import broadcast, during, gather_items, get_world_size, is_main_process, synchronize
 
 logger = logging.getLogger("maskrcnn_bench.inference")
 PREDICTIONS = "predictions.pth"
@@ -40,7 +42,9 @@ def inference(
     dtype: torch.dtype = torch.float32,
     clip: bool = False,
     live: bool = False,
+    class_agnostic_nms: float = 0.0,
     class_names: Sequence[str] = (),
+    show: Callable[[Any, Sequence[BoxList | None]], None] | None = None,
     **evaluation: Any,
 ) -> dict[str, Any]:
     """Tests a model on a data set.
@@ -56,7 +60,9 @@ def inference(
         dtype: float32, or bfloat16 and float16 under autocast.
         clip: cut boxes to the original image, and drop those without extent.
         live: show a progress bar.
+        class_agnostic_nms: overlap above which a detection goes that a better one of whatever class covers; 0 keeps all.
         class_names: of the model, background first; its labels become the data set's by name. () compares labels by number.
+        show: gets the data set and its predictions, in the main process.
         evaluation: further arguments of `evaluation.evaluate`.
     Returns:
         The results, in every process.
@@ -66,7 +72,7 @@ def inference(
     dataset = data_loader.dataset
     logger.info("testing on %s: %d images", dataset_name, len(dataset))
     begin = time.perf_counter()
-    found = predict(model, data_loader, device, dtype, clip, live)
+    found = predict(model, data_loader, device, dtype, clip, live, class_agnostic_nms)
     synchronize(f"the predictions on {dataset_name}")
     logger.info("%s", _speed(time.perf_counter() - begin, len(dataset)))
     predictions = collect(found, len(dataset))
@@ -74,8 +80,11 @@ def inference(
     if is_main_process():
         predictions = predictions if box_only else in_labels_of(dataset, predictions, class_names)
         if output_folder:
-            save_predictions(predictions, output_folder)
+            ids = [dataset.get_img_info(index).get("id") for index in range(len(dataset))]
+            save_predictions(predictions, output_folder, ids)
         results = evaluate(dataset, predictions, output_folder, iou_types, box_only=box_only, **evaluation)
+        if show is not None and not box_only:
+            show(dataset, predictions)
     results = broadcast(results)
     _require_expected([results], expected_results, expected_results_sigma_tol)
     return results
@@ -89,6 +98,7 @@ def predict(
     dtype: torch.dtype = torch.float32,
     clip: bool = False,
     live: bool = False,
+    class_agnostic_nms: float = 0.0,
 ) -> dict[int, BoxList]:
     """Detections by index in the data set, on the CPU, in pixels of the original images; arguments as for `inference`."""
     device = torch.device(device)
@@ -99,7 +109,8 @@ def predict(
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             detections = model(images.to(device, non_blocking=True))
         for boxlist, index, scale in zip(detections.to("cpu"), indices, _scales(images), strict=True):
-            found[int(index)] = to_original(boxlist, data_loader.dataset.get_img_info(int(index)), clip, scale)
+            boxlist = to_original(boxlist, data_loader.dataset.get_img_info(int(index)), clip, scale)
+            found[int(index)] = boxlist_nms(boxlist, class_agnostic_nms)
     model.train(was_training)
     return found
 
@@ -173,10 +184,20 @@ def _relabelled(boxlist: BoxList, table: Mapping[int, int]) -> BoxList:
     return new
 
 
-def save_predictions(predictions: Sequence[BoxList | None], folder: str) -> None:
-    """Writes predictions.pth: a dict an image with `bbox` (xyxy), `size`, and the fields; `torch.load` needs no trust for it."""
+def save_predictions(predictions: Sequence[BoxList | None], folder: str, image_ids: Sequence[Any] | None = None) -> None:
+    """Writes predictions.pth: a dict an image with `image_id`, `bbox` (xyxy), `size`, and the fields; `torch.load` needs no trust for it.
+
+    Args:
+        predictions: in the order of the data set; None where an image has none.
+        folder: where the file goes.
+        image_ids: what the data set calls each image; None where that is not known.
+    """
+    image_ids = [None] * len(predictions) if image_ids is None else [i.item() if hasattr(i, "item") else i for i in image_ids]
     os.makedirs(folder, exist_ok=True)
-    plain = [None if p is None else {"bbox": p.bbox, "size": tuple(p.size), **_tensors(p)} for p in predictions]
+    plain = [
+        None if p is None else {"image_id": image_id, "bbox": p.bbox, "size": tuple(p.size), **_tensors(p)}
+        for image_id, p in zip(image_ids, predictions, strict=True)
+    ]
     path = os.path.join(folder, PREDICTIONS)
     torch.save(plain, path + ".tmp")
     os.replace(path + ".tmp", path)
@@ -210,6 +231,8 @@ class Tester:
         expected: expected results and tolerance, as `inference` has them.
         options: further arguments of `inference`, the same for all.
         model: may be set later.
+        prepare: makes of the model, as it is at the time of a test, what is tested; not kept.
+        losses: also measure the losses on the data.
     """
 
     def __init__(
@@ -220,8 +243,12 @@ class Tester:
         expected: tuple[Sequence[Sequence], float] = ((), 4),
         options: Mapping[str, Any] | None = None,
         model: nn.Module | None = None,
+        prepare: Callable[[nn.Module], nn.Module] = lambda model: model,
+        losses: bool = False,
     ):
+        self.losses = losses
         self.model = model
+        self.prepare = prepare
         self.names = list(names)
         self.loaders = list(loaders)
         self.folder = folder
@@ -232,12 +259,17 @@ class Tester:
     def __call__(self) -> dict[str, float]:
         """Metrics by name; those of the second data set on have its name in front."""
         self.results, metrics = [], {}
+        model = self.prepare(self.model)
         for name, loader in zip(self.names, self.loaders, strict=True):
             short = Path(name).name
             folder = os.path.join(self.folder, "inference", short)
-            result = inference(self.model, loader, name, output_folder=folder, **self.options)
+            with during(lambda name=name: f"the test on {name}"):
+                result = inference(model, loader, name, output_folder=folder, **self.options)
             prefix = f"{short}/" if self.results else ""
             metrics |= {prefix + key: value for key, value in flat_metrics(result).items()}
+            if self.losses:
+                losses = validation_losses(self.model, loader, self.options["device"], self.options["dtype"])
+                metrics |= {prefix + key: value for key, value in losses.items()}
             self.results.append(result)
             if is_main_process() and not prefix:
                 shutil.copyfile(os.path.join(folder, "results.json"), os.path.join(self.folder, "results.json"))

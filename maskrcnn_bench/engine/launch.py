@@ -1,4 +1,4 @@
-"""What the programs share: start-up, and the wiring of model, data, solver and checkpoints. A border file.
+"""What the programs share: the wiring of model, data, solver and checkpoints. A border file.
 
 `train_main` and `test_main`, which read the arguments first, are behind tools/train_net.py, tools/test_net.py and the verbs
 `train` and `test`.
@@ -10,29 +10,31 @@ import argparse
 import inspect
 import logging
 import os
-import random
-import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from maskrcnn_bench.config import explicit_keys, load_config, resolved
+from maskrcnn_bench.config import load_config, resolved
 from maskrcnn_bench.config.dialect import get_dialect
 from maskrcnn_bench.data import make_data_loader
-from maskrcnn_bench.engine.arguments import DEBUG, config_beside, overrides, test_main, train_main
+from maskrcnn_bench.engine.arguments import DEBUG, test_main, train_main
+from maskrcnn_bench.engine.board import make_board
+from maskrcnn_bench.engine.graphs import CudaRecorder, Recordings, ReplayedModel
 from maskrcnn_bench.engine.inference import Tester, UnexpectedResults
+from maskrcnn_bench.engine.nonfinite import NonFiniteLoss
 from maskrcnn_bench.engine.progress import Progress, cut_back
-from maskrcnn_bench.engine.surroundings import StopRequest, at_most_processors, require_writable, without_traceback
-from maskrcnn_bench.engine.trainer import AveragedWeights, LossScale, NonFiniteLoss, Step, do_train
+from maskrcnn_bench.engine.startup import Run, loading_workers, resolve_device, start_run
+from maskrcnn_bench.engine.surroundings import StopRequest, without_traceback
+from maskrcnn_bench.engine.trainer import AveragedWeights, LossScale, Step, do_train
 from maskrcnn_bench.engine.tta import TestTimeAugmentation, make_passes
-from maskrcnn_bench.layers import _ops
-from maskrcnn_bench.modeling.detector import build_detection_model
+from maskrcnn_bench.evaluation.pictures import can_draw
+from maskrcnn_bench.modeling.detector import GeneralizedRCNN, build_detection_model, compile_parts
 from maskrcnn_bench.solver import (
     changed,
     check_schedule,
@@ -46,15 +48,14 @@ from maskrcnn_bench.utils import comm
 from maskrcnn_bench.utils.checkpoint import (
     DetectronCheckpointer,
     describe_checkpoint,
-    find_weights,
     last_checkpoint,
     read_checkpoint,
-    require_weights,
 )
-from maskrcnn_bench.utils.logger import FILE_ONLY, NAME, close_handlers, log_lines, setup_logger, take_back_log
+from maskrcnn_bench.utils.download import find_weights, require_weights
+from maskrcnn_bench.utils.logger import FILE_ONLY, NAME, close_handlers, log_lines, take_back_log
 
 __all__ = ["resolve_device", "run", "test", "test_main", "train", "train_main"]
-_USER_ERRORS = (ValueError, OSError, ImportError, NonFiniteLoss, UnexpectedResults)
+_USER_ERRORS = (ValueError, OSError, ImportError, NonFiniteLoss, UnexpectedResults, comm.ProcessLost)
 
 
 # ------------------------------------------------------------------------------------------------------- the programs
@@ -89,93 +90,7 @@ def _fail(error: BaseException, advice: str = "") -> int:
     return 1
 
 
-# ------------------------------------------------------------------------------------------------------- start-up
-
-
-class Run(NamedTuple):
-    """What both programs start from.
-
-    Attributes:
-        cfg: frozen.
-        device: of this process.
-        file_keys, command_keys: keys that the YAML, and that the command line set.
-        log_size: bytes that log.txt had before.
-        logger: of the package; silent in all processes but the first.
-    """
-
-    cfg: Any
-    device: torch.device
-    file_keys: set[str]
-    command_keys: set[str]
-    log_size: int
-    logger: Any
-
-
-def _start(args: argparse.Namespace, check: Callable[[Any], None] = lambda cfg: None) -> Run:
-    """Reads the config, and makes the output folder once `check` has nothing against it."""
-    opts = overrides(args)
-    config_file = config_beside(getattr(args, "ckpt", "")) if args.config_file is None else args.config_file
-    cfg = load_config(config_file or None, opts)
-    check(cfg)
-    file_keys, command_keys = explicit_keys(config_file or None, opts)
-    if args.local_rank is not None:
-        os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    device = resolve_device(cfg.MODEL.DEVICE)
-    require_writable(cfg.OUTPUT_DIR)
-    comm.start(device)
-    log = Path(cfg.OUTPUT_DIR, "log.txt")
-    log_size = log.stat().st_size if log.is_file() else 0
-    logger = setup_logger(save_dir=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank())
-    logger.info("config %s%s", config_file or "(defaults)", "".join(f" {word}" for word in opts))
-    log_lines(logger, _describe_machine(device))
-    wanted, workers = cfg.DATALOADER.NUM_WORKERS, at_most_processors(cfg.DATALOADER.NUM_WORKERS)
-    if workers < wanted:
-        logger.info("DATALOADER.NUM_WORKERS %d: there are %d processors, so that many work", wanted, workers)
-    _seed(cfg.SEED)
-    return Run(cfg, device, file_keys, command_keys, log_size, logger)
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device that MODEL.DEVICE names, for this process.
-
-    Raises:
-        ValueError: when there is no such device.
-    """
-    local_rank = comm.launched_processes()[2]
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        apple = "; Apple's mps is not supported, take cpu" if name.startswith("mps") else ""
-        raise ValueError(f"MODEL.DEVICE: expected auto, cpu or cuda, got {name!r}{apple}")
-    device = torch.device(name)
-    if device.type != "cuda":
-        return device
-    if not torch.cuda.is_available():
-        why = "this build of torch has no CUDA" if torch.version.cuda is None else "torch sees no GPU (driver? CUDA_VISIBLE_DEVICES?)"
-        raise ValueError(f"MODEL.DEVICE {name}, but {why}: take MODEL.DEVICE auto or cpu, or ask `maskrcnn-bench doctor`")
-    device = torch.device("cuda", local_rank if device.index is None else device.index)
-    if device.index >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise ValueError(f"process {local_rank} wants GPU {device.index}, but there are {count}; start fewer processes on this machine")
-    torch.cuda.set_device(device)
-    return device
-
-
-def _describe_machine(device: torch.device) -> list[str]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} thread(s)"
-    processes = comm.get_world_size()
-    several = f", {processes} processes" if processes > 1 else ""
-    operators = comm.all_gather(_ops.load())
-    if len(set(operators)) > 1:
-        raise ValueError(f"the processes run on different operators, by rank {operators}; MASKRCNN_BENCH_OPS=torchvision makes them equal")
-    return [f"torch {torch.__version__} on {device} ({name}){several}; operators: {operators[0]}"]
-
-
-def _seed(seed: int) -> None:
-    """For the weights drawn at random, and for users' code; the library's own choices follow from the seed without this."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+# ------------------------------------------------------------------------------------------------------- the model and its classes
 
 
 def _classes_key(cfg: Any) -> str:
@@ -203,7 +118,7 @@ def _describe_classes(names: Sequence[str]) -> str:
 
 def train(args: argparse.Namespace) -> int:
     """Trains, and tests at the end; returns the exit code."""
-    run = _start(args, check_schedule)
+    run = start_run(args, check_schedule)
     _require_start(args, run.cfg)
     reference = load_config(args.config_file or None).SOLVER.IMS_PER_BATCH
     cfg, lines = scale_schedule(run.cfg, run.file_keys, run.command_keys, comm.get_world_size(), reference)
@@ -221,12 +136,13 @@ def train(args: argparse.Namespace) -> int:
     step, scheduler = _make_step(cfg, model, run.device, checkpointer)
     arguments = {"iteration": 0}
     if saved:
-        arguments |= {k: v for k, v in checkpointer.resume(saved).items() if k in ("iteration", "best")}
+        arguments |= {k: v for k, v in checkpointer.resume(saved).items() if k in ("iteration", "tested", "best")}
     _begin_files(cfg, run, arguments["iteration"])
     loader.batch_sampler.start_iter = arguments["iteration"]
     if tester is not None:
         tester.options["class_names"] = loader.dataset.class_names
-        tester.model = _for_test(cfg, step.ema.module if step.ema is not None else model)
+        tester.model = step.ema.module if step.ema is not None else model
+        tester.prepare = partial(_for_test, cfg, run.device)
     return _train_and_test(cfg, run, loader, step, scheduler, checkpointer, arguments, tester)
 
 
@@ -251,7 +167,7 @@ def _training_data(cfg: Any, run: Run) -> tuple[Any, Any]:
 
 def _make_loader(cfg: Any, device: torch.device, is_train: bool) -> Any:
     # Memory is pinned for a GPU, which "auto" does not tell.
-    ours = {"MODEL.DEVICE": str(device), "DATALOADER.NUM_WORKERS": at_most_processors(cfg.DATALOADER.NUM_WORKERS)}
+    ours = {"MODEL.DEVICE": str(device), "DATALOADER.NUM_WORKERS": loading_workers(cfg)[0]}
     return make_data_loader(changed(cfg, ours)[0], is_train, comm.get_world_size() > 1)
 
 
@@ -275,6 +191,8 @@ def _make_model(cfg: Any, run: Run) -> nn.Module:
 
 def _resume_file(args: argparse.Namespace, cfg: Any) -> str:
     """The checkpoint that the run goes on from; "" where it starts anew."""
+    if comm.is_restart() and (last := last_checkpoint(cfg.OUTPUT_DIR)):
+        return last
     named = "" if args.resume == "auto" else args.resume
     return named or ("" if args.weights else last_checkpoint(cfg.OUTPUT_DIR))
 
@@ -296,6 +214,7 @@ def _start_weights(args: argparse.Namespace, cfg: Any, checkpointer: DetectronCh
         return saved
     if args.weights and checkpointer.has_checkpoint():
         logger.info("--weights: a new run in %s, whose checkpoints will be replaced; --resume would go on with the old one", cfg.OUTPUT_DIR)
+        checkpointer.forget_last_checkpoint()
     checkpointer.load(cfg.MODEL.WEIGHT, use_latest=False)
     return None
 
@@ -308,12 +227,36 @@ def _make_step(cfg: Any, model: nn.Module, device: torch.device, checkpointer: D
     ema = AveragedWeights(model, solver.EMA) if solver.EMA > 0 else None
     checkpointer.optimizer, checkpointer.scheduler, checkpointer.scaler, checkpointer.ema = optimizer, scheduler, scaler, ema
     dtype = getattr(torch, cfg.DTYPE)
-    return Step(_distributed(model, device), optimizer, device, dtype, solver.ACCUMULATE, solver.CLIP_GRADIENTS, scaler, ema), scheduler
+    compile_parts(model, cfg.MODEL.COMPILE)
+    recordings = _recordings(cfg, "SOLVER.CUDA_GRAPH", solver.CUDA_GRAPH, device)
+    if recordings is None:
+        model = _distributed(model, device)
+    return Step(model, optimizer, device, dtype, solver.ACCUMULATE, solver.CLIP_GRADIENTS, scaler, ema, recordings), scheduler
+
+
+def _recordings(cfg: Any, key: str, wanted: bool | str, device: torch.device) -> Recordings | None:
+    """What records work on the device, where `key` wants it and it can be.
+
+    Raises:
+        ValueError: when it is wanted without "auto" and can't be.
+    """
+    if not wanted:
+        return None
+    obstacle = "" if device.type == "cuda" else f"the device is {device}, and only CUDA has graphs"
+    if cfg.MODEL.STATIC_SHAPES is False:
+        obstacle = "with MODEL.STATIC_SHAPES False shapes depend on what is in the images"
+    if any(name == "SyncBN" for name in (cfg.MODEL.RESNETS.NORM, cfg.MODEL.FPN.NORM)):
+        obstacle = "SyncBN talks to other processes in the middle of a step"
+    if obstacle and wanted is True:
+        raise ValueError(f"{key} True, but {obstacle}; take auto or False")
+    return None if obstacle else Recordings(CudaRecorder(), device, required=wanted is True)
 
 
 def _distributed(model: nn.Module, device: torch.device) -> nn.Module:
     if comm.get_world_size() == 1:
         return model
+    if device.type == "cpu" and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+        raise ValueError("SyncBN counts over several GPUs and not over processes of the CPU; set MODEL.RESNETS.NORM (or FPN.NORM) GN or BN")
     devices = [device.index] if device.type == "cuda" else None
     # Only batch norms have buffers that change. Newer versions of torch have another word for it.
     moving = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
@@ -335,11 +278,14 @@ def _train_and_test(
     solver = cfg.SOLVER
     if arguments["iteration"] >= solver.MAX_ITER:
         run.logger.info("nothing left to train: %d iterations are done, SOLVER.MAX_ITER is %d", arguments["iteration"], solver.MAX_ITER)
-        if tester is not None:
-            tester()
-        return 0
     progress = Progress(cfg.OUTPUT_DIR, solver.MAX_ITER, solver.LOG_PERIOD, solver.IMS_PER_BATCH, len(loader.dataset))
-    with StopRequest() as stop:
+    if solver.TENSORBOARD and (board := make_board(cfg.OUTPUT_DIR, arguments["iteration"])):
+        progress.board = board
+        if tester is not None:
+            tester.options["show"] = board.shows(lambda: arguments["iteration"])
+    if cfg.AMP_VERBOSE and step.scaler is not None:
+        progress.loss_scale = step.scaler.scale
+    with StopRequest() as stop, comm.during(lambda: f"the training, in iteration {arguments['iteration'] + 1}"):
         finished = do_train(
             step.model,
             loader,
@@ -372,9 +318,10 @@ def _make_tester(cfg: Any, run: Run) -> Tester | None:
         return None
     tasks = {"bbox": True, "segm": cfg.MODEL.MASK_ON, "keypoints": cfg.MODEL.KEYPOINT_ON}
     rules = get_dialect(cfg.MODEL.DIALECT)
+    proposes = cfg.MODEL.RPN_ONLY and not cfg.MODEL.RETINANET_ON
     options = {
         "iou_types": tuple(task for task, on in tasks.items() if on),
-        "box_only": cfg.MODEL.RPN_ONLY and not cfg.MODEL.RETINANET_ON,
+        "box_only": proposes,
         "device": run.device,
         "dtype": getattr(torch, cfg.DTYPE),
         "clip": rules.clip_rescaled,
@@ -383,21 +330,30 @@ def _make_tester(cfg: Any, run: Run) -> Tester | None:
         "max_detections": cfg.TEST.DETECTIONS_PER_IMG,
         "mask_threshold": cfg.MODEL.ROI_MASK_HEAD.POSTPROCESS_MASKS_THRESHOLD,
         "mask_rule": rules.mask_paste,
+        "confusion": (cfg.TEST.CONFUSION_SCORE, cfg.TEST.CONFUSION_IOU),
+        "pictures": cfg.TEST.PICTURES and can_draw(),
+        "class_agnostic_nms": 0.0 if proposes else cfg.TEST.CLASS_AGNOSTIC_NMS,
     }
     names = list(cfg.DATASETS.TEST) or [cfg.DATASETS.DATA]
     expected = (cfg.TEST.EXPECTED_RESULTS, cfg.TEST.EXPECTED_RESULTS_SIGMA_TOL)
-    return Tester(names, _make_loader(cfg, run.device, is_train=False), cfg.OUTPUT_DIR, expected, options)
+    return Tester(names, _make_loader(cfg, run.device, is_train=False), cfg.OUTPUT_DIR, expected, options, losses=cfg.TEST.LOSSES)
 
 
-def _for_test(cfg: Any, model: nn.Module) -> nn.Module:
-    """The model as it is tested: looking several times at each image where the config asks for that."""
+def _for_test(cfg: Any, device: torch.device, model: nn.Module) -> nn.Module:
+    """The model as it is tested: a faster copy, that looks several times at each image where the config asks for that."""
+    if isinstance(model, GeneralizedRCNN):
+        model = model.for_inference(getattr(torch, cfg.DTYPE))
     aug = cfg.TEST.BBOX_AUG
-    return TestTimeAugmentation(model, make_passes(len(aug.SCALES), aug.H_FLIP, aug.SCALE_H_FLIP)) if aug.ENABLED else model
+    if aug.ENABLED:
+        return TestTimeAugmentation(model, make_passes(len(aug.SCALES), aug.H_FLIP, aug.SCALE_H_FLIP))
+    compile_parts(model, cfg.MODEL.COMPILE)
+    recordings = _recordings(cfg, "TEST.CUDA_GRAPH", cfg.TEST.CUDA_GRAPH, device)
+    return model if recordings is None else ReplayedModel(model, recordings)
 
 
 def test(args: argparse.Namespace) -> int:
     """Tests; returns the exit code."""
-    run = _start(args)
+    run = start_run(args)
     cfg, key = run.cfg, _classes_key(run.cfg)
     weights = find_weights(_weights_to_test(args.ckpt, cfg), cfg.PATHS_CATALOG, run.logger)
     known = describe_checkpoint(weights).get("class_names", ())
@@ -413,7 +369,7 @@ def test(args: argparse.Namespace) -> int:
     cfg = _with_classes(cfg, key, len(known or names), run)
     model = _make_model(cfg, run)
     DetectronCheckpointer(cfg, model, save_to_disk=False).load_weights(weights)
-    tester.model = _for_test(cfg, model)
+    tester.model = _for_test(cfg, run.device, model)
     tester()
     tester.require_expected()
     return 0

@@ -110,6 +110,10 @@ class Progress:
         self.live = is_main_process() and (self.stream.isatty() if live is None else live)
         self.meters: dict[str, Meter] = {}
         self.skipped = 0
+        self.board: Any = None
+        """Where numbers are shown too."""
+        self.loss_scale: torch.Tensor | None = None
+        """Of float16; logged where it is given."""
         self._warned = False
         self._bar: Any = None
         self._watch = Watch()
@@ -144,6 +148,9 @@ class Progress:
         row = self._row(records, seconds, waiting)
         self._write(row)
         logger.info("%s", self._line(last), extra=FILE_ONLY if self._bar is not None else None)
+        if self.loss_scale is not None:
+            skipped = [record.iteration for record in records if record.values["skipped"]]
+            logger.info("loss scale %g%s", row["amp_scale"], f"; skipped iterations {', '.join(map(str, skipped))}" if skipped else "")
         self._warn_if_slow(last.iteration, seconds, waiting)
         if self._bar is not None:
             self._bar.set_postfix_str(self._live_text(row), refresh=False)
@@ -152,7 +159,7 @@ class Progress:
     def event(self, iteration: int, metrics: dict[str, float]) -> None:
         """Tells the result of an evaluation."""
         self._write({"iteration": iteration, **metrics})
-        main = {name: value for name, value in metrics.items() if name.endswith(("/AP", "/AP50", "/mAP"))} or metrics
+        main = {name: value for name, value in metrics.items() if name.endswith(("/AP", "/AP50", "/mAP", "val/loss"))} or metrics
         logger.info("iteration %d: %s", iteration, "  ".join(f"{name} {value:.4f}" for name, value in main.items()))
 
     def close(self) -> None:
@@ -176,6 +183,8 @@ class Progress:
             numbers = [n for n in numbers if abs(n) != float("inf") and n == n]
             row[name] = sum(numbers) / len(numbers) if numbers else None
         row["skipped"] = self.skipped
+        if self.loss_scale is not None:
+            row["amp_scale"] = self.loss_scale.item()
         row |= {"time": seconds, "data": waiting, "images_per_second": self.images_per_step / seconds if seconds else None}
         row["max_mem"] = _peak_megabytes()
         return {name: value for name, value in row.items() if value is not None}
@@ -215,6 +224,8 @@ class Progress:
             os.makedirs(os.path.dirname(self.path), exist_ok=True)
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+        if self.board is not None:
+            self.board.scalars(row)
 
 
 def _peak_megabytes() -> float:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,26 @@ def at_most_processors(workers: int) -> int:
     """Processes that load data: no more than there are processors."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(workers, processors)
+
+
+def fitting_workers(workers: int, batch_bytes: int, folder: str = "/dev/shm", usage: Callable = shutil.disk_usage) -> tuple[int, str]:
+    """How many loading processes fit into shared memory, through which they hand batches over; and what to say if it is fewer.
+
+    Args:
+        workers: processes that are wanted.
+        batch_bytes: of one batch; torch asks each process for two batches ahead of the one that is used.
+        folder: where shared memory is; systems without it have no such limit.
+    """
+    if workers == 0 or not os.path.isdir(folder):
+        return workers, ""
+    free, each = usage(folder).free, 3 * batch_bytes
+    if workers * each <= free:
+        return workers, ""
+    fitting, needed = min(free // each, workers), max(workers * each // 2**30 + 1, 8)
+    return fitting, (
+        f"{folder} has {free / 2**20:.0f} MB free, {workers} loading processes may need {workers * each / 2**20:.0f} MB: {fitting} of them "
+        f"work. In Docker, start the container with --shm-size={needed}g (or --ipc=host)"
+    )
 
 
 def without_traceback(message: str) -> str:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,18 +22,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from maskrcnn_bench.engine.graphs import Recordings, StaticGradients, make_recordable
+from maskrcnn_bench.engine.nonfinite import require_finite
 from maskrcnn_bench.engine.progress import Progress, Record
-from maskrcnn_bench.utils.comm import all_gather, get_world_size, is_main_process, mean_over_processes
+from maskrcnn_bench.utils.comm import get_world_size, mean_over_processes, plain_model
 
 logger = logging.getLogger("maskrcnn_bench.trainer")
 COLUMNS = ("grad_norm", "skipped", "stop")
 """Columns of a row behind the losses."""
-MOST_OVERFLOWS = 20
-"""So many in a row are no matter of the loss scale: it would be a millionth of what it was."""
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss became NaN or infinite."""
 
 
 def do_train(
@@ -62,7 +57,7 @@ def do_train(
         data_loader: yields (images, targets, image indices), `step.accumulate` times an iteration.
         scheduler: `step(n)` sets the learning rate of the iteration that n iterations precede.
         checkpointer: `save(name, **arguments)` is called every `checkpoint_period` iterations, at the end, and for the best.
-        arguments: `iteration`, how many are done, and the state of the best checkpoint; kept up to date.
+        arguments: `iteration`, how many are done; `tested`, the one evaluated last; `best`, about the best checkpoint; kept up to date.
         step: one optimizer step; None takes `Step` in float32.
         progress: where losses are told; None tells the log every 20 iterations.
         evaluate: metrics by name, called every `eval_period` iterations (0: never) and at the end, in every process.
@@ -81,6 +76,25 @@ def do_train(
     history = History()
     watch = progress.start(start)
     model.train()
+
+    def test() -> None:
+        _test(evaluate, best_metric, checkpointer, arguments, progress)
+        model.train()
+
+    if evaluate is not None and start > 0:
+        # A kill between a checkpoint and the evaluation of the same iteration must not make that evaluation go missing.
+        missed = arguments.get("tested") != start and (start == last or (eval_period > 0 and start % eval_period == 0))
+        if missed:
+            scheduler.step(start - 1)
+            test()
+        elif start == last:
+            evaluate()
+        if start == last or _out_of_patience(arguments, best_metric, patience):
+            if missed or start < last:
+                checkpointer.save("model_final", **arguments)
+            progress.close()
+            return True
+        watch.restart()
     for iteration, parts in enumerate(grouped(data_loader, step.accumulate, watch), start + 1):
         scheduler.step(iteration - 1)
         history.add(step(parts, iteration), iteration, image_indices(parts), scheduler.get_lr()[0], stop())
@@ -96,32 +110,31 @@ def do_train(
             progress.report(records)
             if saves or history.stopping:
                 checkpointer.save(name, **arguments)
-            if tests:
-                no_gain = _test(evaluate, best_metric, checkpointer, arguments, progress)
-                if saves:
-                    checkpointer.save(name, **arguments)
-                model.train()
-                if 0 < patience <= no_gain and not ends:
-                    logger.info("stopping at iteration %d: no better %s in %d evaluations", iteration, best_metric, no_gain)
-                    checkpointer.save("model_final", **arguments)
-                    break
             if history.stopping and not ends:
                 logger.warning("asked to stop: saved iteration %d; start again to go on from there", iteration)
                 progress.close()
                 return False
+            if tests:
+                test()
+                if saves:
+                    checkpointer.save(name, **arguments)
+                if not ends and _out_of_patience(arguments, best_metric, patience):
+                    checkpointer.save("model_final", **arguments)
+                    break
             watch.restart()
     progress.close()
     return True
 
 
-def _test(evaluate: Callable, best_metric: str, checkpointer: Any, arguments: dict[str, Any], progress: Progress) -> int:
-    """Evaluates, and keeps the best checkpoint; returns how many evaluations in a row have brought nothing better."""
+def _test(evaluate: Callable, best_metric: str, checkpointer: Any, arguments: dict[str, Any], progress: Progress) -> None:
+    """Evaluates, keeps the best checkpoint, and notes in `arguments` how many evaluations in a row have brought nothing better."""
     iteration = arguments["iteration"]
     metrics = evaluate()
+    arguments["tested"] = iteration
     progress.event(iteration, metrics)
     if best_metric not in metrics:
         logger.warning("SOLVER.BEST_METRIC %r was not evaluated; there are: %s", best_metric, ", ".join(metrics) or "none")
-        return 0
+        return
     best = arguments.get("best")
     if best is None or best["metric"] != best_metric or metrics[best_metric] > best["value"]:
         arguments["best"] = {"metric": best_metric, "value": float(metrics[best_metric]), "iteration": iteration, "without_gain": 0}
@@ -129,7 +142,15 @@ def _test(evaluate: Callable, best_metric: str, checkpointer: Any, arguments: di
         checkpointer.save("model_best", training_state=False, **arguments)
     else:
         arguments["best"] = {**best, "without_gain": best["without_gain"] + 1}
-    return arguments["best"]["without_gain"]
+
+
+def _out_of_patience(arguments: dict[str, Any], best_metric: str, patience: int) -> bool:
+    best = arguments.get("best") or {}
+    no_gain = best.get("without_gain", 0) if best.get("metric") == best_metric else 0
+    if not 0 < patience <= no_gain:
+        return False
+    logger.info("stopping at iteration %d: no better %s in %d evaluations", arguments["iteration"], best_metric, no_gain)
+    return True
 
 
 class LossScale:
@@ -176,8 +197,8 @@ class AveragedWeights:
     def update(self, model: nn.Module, iteration: int) -> None:
         average = get_ema_multi_avg_fn(min(self.decay, (1 + iteration) / (10 + iteration)))
         average(list(self.module.parameters()), list(model.parameters()), iteration)
-        for mine, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
-            mine.copy_(theirs)
+        if buffers := list(model.buffers()):
+            torch._foreach_copy_(list(self.module.buffers()), buffers)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.module.state_dict()
@@ -204,6 +225,7 @@ class Step:
         clip_norm: largest norm of the whole gradient; 0 does not clip.
         scaler: loss scale, for float16.
         ema: averaged weights to keep.
+        recordings: replays backward passes and the update; the model is then not wrapped, whatever the number of processes.
     """
 
     def __init__(
@@ -216,6 +238,7 @@ class Step:
         clip_norm: float = 0.0,
         scaler: LossScale | None = None,
         ema: AveragedWeights | None = None,
+        recordings: Recordings | None = None,
     ):
         self.model = model
         self.optimizer = optimizer
@@ -225,22 +248,40 @@ class Step:
         self.clip_norm = clip_norm
         self.scaler = scaler
         self.ema = ema
+        self.recordings = recordings
+        self.gradients = StaticGradients(model) if recordings is not None else None
 
     def __call__(self, parts: Sequence[tuple], iteration: int) -> Losses:
         """Does the step of an iteration, counted from 1."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self._clear_gradients()
         rows = []
+        backward = partial(self._backward, len(parts))
         for k, (images, targets, *_) in enumerate(parts):
             with self._sync_at(k == len(parts) - 1):
-                losses = self._losses(images, targets)
-                total = sum(losses.values())
-                self._scaled(total / len(parts)).backward()
-            rows.append(torch.stack([total.detach(), *(loss.detach() for loss in losses.values())]).float())
-        norm, overflow = self._update()
+                names, row = self._do(("the backward pass", len(parts)), backward, images, targets)
+            rows.append(row)
+        norm, overflow = self._averaged_update()
         if self.ema is not None:
-            self.ema.update(_plain(self.model), iteration)
+            # Not recorded: its decay is a number that changes with the iteration.
+            self.ema.update(plain_model(self.model), iteration)
         row = torch.cat([torch.stack(rows).mean(dim=0), torch.stack([norm, overflow])])
-        return Losses(("loss", *losses), row)
+        return Losses(names, row)
+
+    def _do(self, name: Any, work: Callable, *inputs: Any) -> Any:
+        return work(*inputs) if self.recordings is None else self.recordings(name, work, *inputs)
+
+    def _clear_gradients(self) -> None:
+        if self.gradients is None:
+            self.optimizer.zero_grad(set_to_none=True)
+        else:
+            self.gradients.clear()
+
+    def _backward(self, parts: int, images: Any, targets: Any) -> tuple[tuple[str, ...], Tensor]:
+        """Adds to the gradients what one of `parts` batches contributes; returns the names and the values of its losses."""
+        losses = self._losses(images, targets)
+        total = sum(losses.values())
+        self._scaled(total / parts).backward()
+        return ("loss", *losses), torch.stack([total.detach(), *(loss.detach() for loss in losses.values())]).float()
 
     def _losses(self, images: Any, targets: Any) -> dict[str, Tensor]:
         images = images.to(self.device, non_blocking=True)
@@ -258,6 +299,16 @@ class Step:
 
     def _scaled(self, loss: Tensor) -> Tensor:
         return loss if self.scaler is None else loss * self.scaler.scale
+
+    def _averaged_update(self) -> tuple[Tensor, Tensor]:
+        """The update, by the gradients of all processes."""
+        if self.gradients is not None:
+            self.gradients.average()
+        if not getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            return self._update()
+        if self.recordings is not None:
+            make_recordable(self.optimizer, self.device)
+        return self._do("the update", self._update)
 
     @torch.no_grad()
     def _update(self) -> tuple[Tensor, Tensor]:
@@ -339,60 +390,3 @@ def grouped(batches: Iterable, size: int, watch: Any) -> Iterator[list]:
 def image_indices(parts: Sequence[tuple]) -> list[int]:
     """The indices in the data set of a step's images."""
     return [int(index) for part in parts for index in (part[2] if len(part) > 2 else ())]
-
-
-def require_finite(records: Sequence[Record], scales: bool, model: nn.Module, data_loader: Any, checkpointer: Any) -> None:
-    """Ends the training at the first loss that is not finite, and at gradients that are not.
-
-    A loss scale copes with some overflows, but not with one after the other.
-
-    Raises:
-        NonFiniteLoss: in all processes; the main one has written the dump before.
-    """
-    hopeless = len(records) >= MOST_OVERFLOWS and all(record.values["skipped"] for record in records)
-    for record in records:
-        losses = {k: v for k, v in record.values.items() if k.startswith("loss")}
-        if all(math.isfinite(v) for v in losses.values()) and not (record.values["skipped"] and (hopeless or not scales)):
-            continue
-        images = [image for part in all_gather(_describe(record.indices, data_loader)) for image in part]
-        dump = {"iteration": record.iteration, "lr": record.rate, "grad_norm": record.values["grad_norm"]}
-        dump |= {"losses": losses, "images": images}
-        folder = getattr(checkpointer, "save_dir", "") or "."
-        if is_main_process():
-            _write_dump(folder, dump, model)
-        raise NonFiniteLoss(_diagnosis(dump, folder))
-
-
-def _describe(indices: Sequence[int], data_loader: Any) -> list[dict[str, Any]]:
-    describe = getattr(getattr(data_loader, "dataset", None), "get_img_info", None)
-    wanted = ("id", "file_name")
-    return [{"index": i, **({k: v for k, v in describe(i).items() if k in wanted} if describe else {})} for i in indices]
-
-
-def _write_dump(folder: str, dump: dict[str, Any], model: nn.Module) -> None:
-    os.makedirs(folder, exist_ok=True)
-    # NaN is no JSON: numbers that are not finite become text.
-    text = {"losses": {k: _json_number(v) for k, v in dump["losses"].items()}, "grad_norm": _json_number(dump["grad_norm"])}
-    with open(os.path.join(folder, "nan_dump.json"), "w", encoding="utf-8") as file:
-        json.dump(dump | text, file, indent=1)
-    torch.save(dump | {"model": _plain(model).state_dict()}, os.path.join(folder, "nan_dump.pt"))
-
-
-def _json_number(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)
-
-
-def _diagnosis(dump: dict[str, Any], folder: str) -> str:
-    bad = [f"{name} {value}" for name, value in dump["losses"].items() if not math.isfinite(value)]
-    bad = bad or [f"gradient norm {dump['grad_norm']}"]
-    images = ", ".join(str(image.get("file_name", image["index"])) for image in dump["images"][:8])
-    return (
-        f"training stopped at iteration {dump['iteration']}: {', '.join(bad)}. Learning rate {dump['lr']:.6g}, images {images}. "
-        f"All values are in {os.path.join(folder, 'nan_dump.json')}. Usual causes: a learning rate too high for the batch (lower "
-        "SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, set SOLVER.CLIP_GRADIENTS), faulty boxes (`maskrcnn-bench data check`), or "
-        "DTYPE float16 (try bfloat16)"
-    )
-
-
-def _plain(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, DistributedDataParallel) else model

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from maskrcnn_bench.structures.bounding_box import Detections, fill_unused
+from maskrcnn_bench.structures.bounding_box import BoxListBatch, Detections, fill_unused
 from maskrcnn_bench.structures.image_list import ImageList, ImageVersions
 from maskrcnn_bench.structures.keypoint import PersonKeypoints
 
@@ -106,12 +106,17 @@ class TestTimeAugmentation(nn.Module):
 
 
 def mirror_images(images: ImageList) -> ImageList:
-    """The images with left and right exchanged; their padding stays on the right."""
+    """The images, and the proposals given with them, with left and right exchanged; padding stays on the right."""
     x = torch.arange(images.tensors.shape[3], device=images.tensors.device)
     width = images.sizes[:, :1].long()
     source = torch.where(x < width, width - 1 - x, x)  # [N, W]
     tensors = images.tensors.gather(3, source[:, None, None].expand_as(images.tensors))
-    return ImageList(tensors, images.image_sizes, images.keys, images.sizes)
+    mirrored = ImageList(tensors, images.image_sizes, images.keys, images.sizes)
+    if images.proposals is not None:
+        given = images.proposals
+        boxes = fill_unused(mirror_boxes(given.boxes, images.sizes, given.pixel), given.valid)
+        mirrored.proposals = BoxListBatch(boxes, given.valid, given.sizes, given.fields, pixel=given.pixel)
+    return mirrored
 
 
 def mirror_boxes(boxes: Tensor, sizes: Tensor, pixel: int) -> Tensor:

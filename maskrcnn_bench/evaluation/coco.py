@@ -267,7 +267,16 @@ def coco_results(detections: FlatDetections, iou_type: str) -> list[dict]:
 # numbers
 
 
-def evaluate_coco(truth: dict, detections: FlatDetections, iou_type: str, evaluator: str, max_detections: int = 100) -> tuple[dict, dict]:
+def class_names(truth: dict) -> dict[int, str]:
+    """The name of each category by ascending id; names that several have get the id besides."""
+    names = {category["id"]: category["name"] for category in sorted(truth["categories"], key=lambda category: category["id"])}
+    repeated = {name for name, count in Counter(names.values()).items() if count > 1}
+    return {number: f"{name} ({number})" if name in repeated else name for number, name in names.items()}
+
+
+def evaluate_coco(
+    truth: dict, detections: FlatDetections, iou_type: str, evaluator: str, max_detections: int = 100
+) -> tuple[dict, dict, Curves]:
     """COCO's numbers of one kind.
 
     Args:
@@ -278,7 +287,7 @@ def evaluate_coco(truth: dict, detections: FlatDetections, iou_type: str, evalua
         max_detections: detections an image that the model may give. Above 100, this is the limit of all numbers, and the usual ones
             follow with "@100".
     Returns:
-        The numbers of `evaluators.summarize`, and those of each class by name.
+        The numbers of `evaluators.summarize`, those of each class by name, and the curves they come from.
     """
     if iou_type not in IOU_TYPES:
         raise ValueError(f"IoU type {', '.join(IOU_TYPES)} expected, got {iou_type!r}")
@@ -290,7 +299,7 @@ def evaluate_coco(truth: dict, detections: FlatDetections, iou_type: str, evalua
     elif iou_type == "segm" and len(detections) and detections.segmentations is None:
         raise ValueError("evaluation of masks asked for, but the predictions have neither a field `mask` nor `rle`")
     curves = accumulate(truth, detections, Request(iou_type, limits, sigmas), evaluator)
-    return summarize(curves, iou_type), _per_class(curves, truth, detections)
+    return summarize(curves, iou_type), _per_class(curves, truth, detections), curves
 
 
 def _with_keypoints(truth: dict, detections: FlatDetections) -> tuple[dict, FlatDetections]:
@@ -324,14 +333,12 @@ def _sigmas(truth: dict) -> np.ndarray:
 
 
 def _per_class(curves: Curves, truth: dict, detections: FlatDetections) -> dict[str, dict]:
-    names = {category["id"]: category["name"] for category in truth["categories"]}
-    repeated = {name for name, count in Counter(names.values()).items() if count > 1}
+    names = class_names(truth)
     objects = Counter(a["category_id"] for a in truth["annotations"] if not a["iscrowd"])
     found = Counter(detections.category_ids.tolist())
     table = {}
     for place, number in enumerate(curves.category_ids):
-        name = f"{names[number]} ({number})" if names[number] in repeated else names[number]
-        table[name] = {
+        table[names[number]] = {
             **{key: curves.ap(iou, category=place) for key, iou in (("AP", None), ("AP50", 0.5), ("AP75", 0.75))},
             f"AR{curves.limits[-1]}": curves.ar(category=place),
             **_best_f1(curves, place),

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from maskrcnn_bench.structures.bounding_box import BoxList
 
 from .cityscapes import evaluate_cityscapes
-from .coco import MaskRule, coco_results, evaluate_coco, flatten, ground_truth
+from .coco import MaskRule, class_names, coco_results, evaluate_coco, flatten, ground_truth
+from .confusion import confusion_matrix
 from .diagnose import LOW_AP, diagnose
 from .evaluators import FlatDetections, choose_evaluator
+from .pictures import draw_results
 from .proposals import evaluate_proposals
 from .results import format_results, write_results
 from .voc import evaluate_voc
@@ -30,8 +32,10 @@ def evaluate(
     mask_rule: str = "expand_truncate",
     mask_padding: int = 1,
     box_only: bool = False,
+    confusion: tuple[float, float] = (0.5, 0.5),
+    pictures: bool = False,
 ) -> dict:
-    """Evaluates the predictions of a data set, logs tables, and writes the files of `results.write_results`.
+    """Evaluates the predictions of a data set, logs tables, and writes the files of `results.write_results` and confusion.csv.
 
     COCO's numbers come out for every data set; "voc" besides for one whose `get_groundtruth(i)` knows difficult objects, and
     "cityscapes" for one whose `void_pixels(i)` knows what is not evaluated.
@@ -47,6 +51,8 @@ def evaluate(
         mask_rule: how masks are pasted, see `structures.mask_paste`.
         mask_padding: border of zeros of pasted masks, in mask pixels.
         box_only: the predictions are proposals with `objectness`; only their recall is measured.
+        confusion: least score of a detection, and least IoU with an object, that count in the confusion matrix.
+        pictures: draw the confusion matrix and the curves as well; needs matplotlib, see `pictures.can_draw`.
     Returns:
         Results as described at the head of `results.py`.
     """
@@ -60,14 +66,23 @@ def evaluate(
         logger.warning("no detections in %d images: all numbers are 0", len(truth["images"]))
     results: dict = {"per_class": {}, "evaluator": {"name": name, "version": version}}
     results |= {"images": len(truth["images"]), "detections": len(detections)}
+    curves = {}
     for iou_type in _with_truth(truth, iou_types):
-        results[iou_type], results["per_class"][iou_type] = evaluate_coco(truth, detections, iou_type, name, max_detections)
+        found = evaluate_coco(truth, detections, iou_type, name, max_detections)
+        results[iou_type], results["per_class"][iou_type], curves[iou_type] = found
     if _knows_difficult(dataset):
         results["voc"], results["per_class"]["voc"] = evaluate_voc(dataset, predictions)
     if "segm" in results and hasattr(dataset, "void_pixels"):
         results["cityscapes"], results["per_class"]["cityscapes"] = evaluate_cityscapes(truth, detections, dataset.void_pixels)
     _add_diagnosis(results, truth, detections)
-    return _finish(results, output_folder, {task: coco_results(detections, task) for task in iou_types if task in results})
+    _finish(results, output_folder, {task: coco_results(detections, task) for task in iou_types if task in results})
+    if output_folder is not None:
+        names = class_names(truth)
+        table = confusion_matrix(truth, detections, names, *confusion)
+        table.write(os.path.join(output_folder, "confusion.csv"))
+        if pictures:
+            logger.info("pictures: %s", ", ".join(map(str, draw_results(table, curves, names, output_folder))))
+    return results
 
 
 def _with_truth(truth: dict, iou_types: Sequence[str]) -> list[str]:

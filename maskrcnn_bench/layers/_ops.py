@@ -29,6 +29,12 @@ SCHEMAS = (
     "Tensor object_inds, int resolution) -> Tensor",
     "bitmap_targets(Tensor bitmaps, Tensor geometry, Tensor boxes, Tensor object_inds, int resolution) -> Tensor",
     "mask_rle(Tensor probs, Tensor boxes, int height, int width, float threshold, str rule, int padding, bool fused) -> str[]",
+    "match(Tensor objects, Tensor valid, Tensor boxes, Tensor? rivals, float pixel, float high, float low, "
+    "bool low_quality, float least_overlap, bool to_best) -> Tensor",
+    "decode_boxes(Tensor regression, Tensor anchors, Tensor inds, Tensor sizes, float[] weights, "
+    "float[] log_size_range, float pixel, float decode_pixel, bool clip, float min_size, bool strict) -> (Tensor, Tensor)",
+    "sigmoid_focal_loss(Tensor logits, Tensor labels, float gamma, float alpha) -> Tensor",
+    "sigmoid_focal_loss_backward(Tensor grad, Tensor logits, Tensor labels, float gamma, float alpha) -> Tensor",
 )
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 _replacements: dict[str, dict[str, Callable]] = {}

@@ -36,6 +36,19 @@ class FrozenBatchNorm2d(nn.Module):
         return f"{self.weight.numel()}, eps={self.eps}"
 
 
+def freeze_norms(module: nn.Module) -> nn.Module:
+    """The module with constants in place of its batch norms, whose values stay; itself, but for a lone norm."""
+    if isinstance(module, FixedStatisticsBatchNorm2d):
+        return module  # constant already
+    if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+        frozen = FrozenBatchNorm2d(module.num_features, module.eps)
+        frozen.load_state_dict({name: value for name, value in module.state_dict().items() if name != "num_batches_tracked"})
+        return frozen
+    for name, child in module.named_children():
+        setattr(module, name, freeze_norms(child))
+    return module
+
+
 class FixedStatisticsBatchNorm2d(nn.BatchNorm2d):
     """Batch norm whose statistics are constants while its weights and biases learn, as in mmdetection's `norm_eval`."""
 
@@ -48,6 +61,13 @@ class FixedStatisticsBatchNorm2d(nn.BatchNorm2d):
         return super().train(False)
 
 
+class GroupNorm(nn.GroupNorm):
+    """torch's group norm on contiguous input: its CPU kernel for channels-last input loses digits where a mean outweighs the deviation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.contiguous())
+
+
 def group_norm(num_channels: int, num_groups: int = 32, channels_per_group: int = -1, eps: float = 1e-5) -> nn.GroupNorm:
     """Group norm by the number of groups, or by the channels of a group when that is positive.
 
@@ -57,7 +77,7 @@ def group_norm(num_channels: int, num_groups: int = 32, channels_per_group: int 
     groups = num_channels // channels_per_group if channels_per_group > 0 else num_groups
     if groups < 1 or num_channels % groups:
         raise ValueError(f"group norm: {num_channels} channels do not divide into {groups} groups (MODEL.GROUP_NORM)")
-    return nn.GroupNorm(groups, num_channels, eps)
+    return GroupNorm(groups, num_channels, eps)
 
 
 def conv(
@@ -76,6 +96,31 @@ def conv(
         nn.init.zeros_(layer.bias)
     parts = [layer] + ([norm(out_channels)] if norm else []) + ([nn.ReLU(inplace=True)] if relu else [])
     return nn.Sequential(*parts) if len(parts) > 1 else layer
+
+
+def share_channels(weight: Tensor, channels: int) -> Tensor:
+    """The kernel of a convolution for images of other channels: its sum over the old ones, in equal parts.
+
+    What is the same in all channels gives the same as before. [O, C, k, k] -> [O, channels, k, k]
+    """
+    return (weight.sum(dim=1, keepdim=True) / channels).expand(-1, channels, -1, -1).contiguous()
+
+
+def with_input_channels(trunk: nn.Module, channels: int) -> nn.Module:
+    """The same trunk with its first convolution, for RGB, made one for `channels`.
+
+    Raises:
+        ValueError: when it does not begin with a convolution of three channels.
+    """
+    if channels == 3:
+        return trunk
+    first = next((module for module in trunk.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None or first.in_channels != 3:
+        raise ValueError(f"INPUT.CHANNELS {channels}: this backbone does not begin with a convolution for RGB; take another, or 3 channels")
+    trained = first.weight.requires_grad
+    first.in_channels = channels
+    first.weight = nn.Parameter(share_channels(first.weight.detach(), channels), requires_grad=trained)
+    return trunk
 
 
 def linear(in_features: int, out_features: int, norm: NormFactory | None = None) -> nn.Module:

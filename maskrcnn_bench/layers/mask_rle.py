@@ -15,9 +15,7 @@ def is_compiled() -> bool:
     return _ops.load() == "csrc"
 
 
-def mask_rle(
-    probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float, rule: str, padding: int, fused: bool
-) -> list[str]:
+def mask_rle(probs: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float, rule: str, padding: int, fused: bool) -> list[str]:
     """Pastes each mask into an image that is never made, and encodes which pixels lie inside.
 
     Args:

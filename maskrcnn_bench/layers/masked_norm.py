@@ -37,3 +37,13 @@ class MaskedBatchNorm2d(nn.BatchNorm2d):
         share = torch.where(count > 1, self.momentum, 0.0)
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), share)
+
+
+class MaskedSequential(nn.Sequential):
+    """Layers one after the other; batch norms among them hear which rows are in use."""
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """[R, C, H, W]; `valid` as in MaskedBatchNorm2d. [R]"""
+        for layer in self:
+            x = layer(x, valid) if isinstance(layer, MaskedBatchNorm2d) else layer(x)
+        return x

@@ -94,14 +94,14 @@ def _greedy(boxes: Tensor, valid: Tensor, threshold: float, pixel: float) -> Ten
     kept = valid.clone()
     for begin in range(0, boxes.shape[1], _BLOCK):  # in blocks: the whole matrix of overlaps would be R x R
         rest = kept[:, begin:]
-        drops = _iou(boxes[:, begin : begin + _BLOCK, None], boxes[:, None, begin:], pixel) > threshold
+        drops = overlaps(boxes[:, begin : begin + _BLOCK, None], boxes[:, None, begin:], pixel) > threshold
         drops = drops.triu(diagonal=1)
         for i in range(drops.shape[1]):
             rest.masked_fill_(drops[:, i] & rest[:, i, None], False)
     return kept
 
 
-def _iou(a: Tensor, b: Tensor, pixel: float) -> Tensor:
+def overlaps(a: Tensor, b: Tensor, pixel: float) -> Tensor:
     """Overlaps of boxes whose shapes broadcast; 0 where the union isn't positive. [..., 4], [..., 4] -> [...]"""
     sides = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2]) + pixel).clamp(min=0)
     intersections = sides[..., 0] * sides[..., 1]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..layers.decode_boxes import decode_boxes
+
 
 class BoxCoder:
     """Encodes boxes relative to reference boxes, and back.
@@ -62,6 +64,13 @@ class BoxCoder:
         half_h = 0.5 * (torch.exp((codes[..., 3] / wh).clamp(lowest, highest)) * height)
         corners = [x - half_w, y - half_h, x + half_w - self.decode_pixel, y + half_h - self.decode_pixel]
         return torch.stack(corners, dim=-1).flatten(-2)
+
+    def decode_chosen(
+        self, regression: Tensor, anchors: Tensor, inds: Tensor, sizes: Tensor, clip: bool, min_size: float = 0.0, strict: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """`decode` of some anchors of each image in one go, without gradients; arguments and answer as for `layers.decode_boxes`."""
+        rule = (self.weights, self.log_size_range, self.pixel, self.decode_pixel)
+        return decode_boxes(regression, anchors, inds, sizes, *rule, clip, min_size, strict)
 
 
 def clip_boxes(boxes: Tensor, sizes: Tensor, pixel: int) -> Tensor:

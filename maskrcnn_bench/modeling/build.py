@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from torch import nn
 
 from ..config.dialect import Dialect, get_dialect
-from ..layers.blocks import FixedStatisticsBatchNorm2d, FrozenBatchNorm2d, NormFactory, conv, group_norm
+from ..layers.blocks import FixedStatisticsBatchNorm2d, FrozenBatchNorm2d, NormFactory, conv, group_norm, with_input_channels
 from ..layers.masked_norm import MaskedBatchNorm2d
 from . import pooler_types, registry
 from .backbone.fbnet import FBNetBuilder, FBNetROIHead, FBNetRPNHead, FBNetTrunk, architecture
 from .backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
+from .backbone.mobilenet import MobileNetV3Body
 from .backbone.resnet import ResNet, ResNetHead, StageBuilder
 from .backbone.timm import TimmBody
 from .backbone.vgg import VGG16, VGGFeatureExtractor
@@ -36,11 +38,13 @@ from .roi_heads.box_head import (
     ROIBoxHead,
     XConvFeatureExtractor,
 )
-from .roi_heads.cascade import CascadeBoxHead
+from .roi_heads.cascade import CASCADE_SCORES, CascadeBoxHead, Redraw, Relabel
+from .roi_heads.cascade_mask import CascadeMaskHead, CascadeROIHeads
 from .roi_heads.keypoint_head import KEYPOINT_RESULTS, KeypointFeatureExtractor, KeypointLoss, KeypointPredictor, ROIKeypointHead
 from .roi_heads.mask_head import MASK_TARGETS, MaskConv1x1Predictor, MaskDeconvPredictor, MaskFPNFeatureExtractor, MaskLoss, ROIMaskHead
 from .roi_heads.roi_heads import CombinedROIHeads
 from .rpn.anchor_generator import AnchorGenerator
+from .rpn.given import GivenProposals
 from .rpn.retinanet import NORMALIZERS, RetinaNetHead, RetinaNetLoss, RetinaNetModule, RetinaNetSelector
 from .rpn.rpn import ProposalSelector, RPNHead, RPNLoss, RPNModule
 from .rpn.two_way_head import TwoWayRPNHead
@@ -58,11 +62,12 @@ def _box_coder(cfg: Any, weights: tuple[float, ...]) -> BoxCoder:
 
 @registry.META_ARCHITECTURES.register("GeneralizedRCNN")
 def build_generalized_rcnn(cfg: Any) -> GeneralizedRCNN:
-    backbone = registry.BACKBONES[_backbone_name(cfg)](cfg)
+    backbone = with_input_channels(registry.BACKBONES[_backbone_name(cfg)](cfg), cfg.INPUT.CHANNELS)
+    pixels = (cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD, cfg.INPUT.TO_BGR255)
     return GeneralizedRCNN(
-        normalizer=Normalizer(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD, cfg.INPUT.TO_BGR255),
+        normalizer=Normalizer(*pixels, _dialect(cfg).unit_pixels, cfg.INPUT.CHANNELS),
         backbone=backbone,
-        rpn=(build_retinanet if cfg.MODEL.RETINANET_ON else build_rpn)(cfg, backbone.out_channels),
+        rpn=build_proposals(cfg, backbone.out_channels),
         roi_heads=None if cfg.MODEL.RPN_ONLY or cfg.MODEL.RETINANET_ON else build_roi_heads(cfg, backbone.out_channels),
         size_divisible=cfg.DATALOADER.SIZE_DIVISIBILITY,
     )
@@ -118,11 +123,21 @@ def make_stage_builder(cfg: Any) -> StageBuilder:
         modulated_dcn=keys.WITH_MODULATED_DCN,
         deformable_groups=keys.DEFORMABLE_GROUPS,
         stem_pool_padding=_dialect(cfg).stem_pool_padding,
+        freeze_statistics=_dialect(cfg).freeze_statistics,
     )
 
 
+def _resnet(cfg: Any, return_stages: tuple[int, ...]) -> ResNet:
+    if cfg.MODEL.CHECKPOINT_ACTIVATIONS and cfg.MODEL.RESNETS.NORM in ("BN", "SyncBN"):
+        raise ValueError(
+            "MODEL.CHECKPOINT_ACTIVATIONS: a second look at each batch would move the statistics of MODEL.RESNETS.NORM "
+            f"{cfg.MODEL.RESNETS.NORM} twice; take FrozenBN, FixedStatisticsBN or GN"
+        )
+    return ResNet(make_stage_builder(cfg), return_stages, cfg.MODEL.BACKBONE.FREEZE_CONV_BODY_AT, cfg.MODEL.CHECKPOINT_ACTIVATIONS)
+
+
 def _single_level_backbone(cfg: Any, stage: int) -> nn.Module:
-    body = ResNet(make_stage_builder(cfg), (stage,), cfg.MODEL.BACKBONE.FREEZE_CONV_BODY_AT)
+    body = _resnet(cfg, (stage,))
     backbone = nn.Sequential(OrderedDict(body=body))
     backbone.out_channels = body.out_channels_of_stages[-1]
     return backbone
@@ -148,7 +163,12 @@ def build_vgg16(cfg: Any) -> nn.Module:
 
 @registry.BACKBONES.register("ResNet-FPN")
 def build_resnet_fpn(cfg: Any) -> nn.Module:
-    return _with_fpn(cfg, ResNet(make_stage_builder(cfg), (1, 2, 3, 4), cfg.MODEL.BACKBONE.FREEZE_CONV_BODY_AT))
+    return _with_fpn(cfg, _resnet(cfg, (1, 2, 3, 4)))
+
+
+@registry.BACKBONES.register("MobileNetV3-Large-FPN")
+def build_mobilenet_fpn(cfg: Any) -> nn.Module:
+    return _with_fpn(cfg, MobileNetV3Body(cfg.MODEL.RESNETS.NORM or "FrozenBN", cfg.MODEL.BACKBONE.FREEZE_CONV_BODY_AT))
 
 
 @registry.BACKBONES.register("timm")
@@ -157,10 +177,15 @@ def build_timm_fpn(cfg: Any) -> nn.Module:
     return _with_fpn(cfg, TimmBody(keys.CONV_BODY.removeprefix("timm:"), keys.TIMM_WEIGHT, keys.FREEZE_CONV_BODY_AT))
 
 
+def _make_fpn_conv(cfg: Any) -> Callable[..., nn.Module]:
+    norms = {"GN": make_group_norm(cfg), "BN": nn.BatchNorm2d, "SyncBN": nn.SyncBatchNorm}
+    norm = norms.get(cfg.MODEL.FPN.NORM or ("GN" if cfg.MODEL.FPN.USE_GN else ""))
+    return partial(conv, norm=norm, relu=cfg.MODEL.FPN.USE_RELU)
+
+
 def _with_fpn(cfg: Any, body: nn.Module) -> nn.Module:
     out_channels = cfg.MODEL.RESNETS.BACKBONE_OUT_CHANNELS
-    norm = make_group_norm(cfg) if cfg.MODEL.FPN.USE_GN else None
-    make_conv = partial(conv, norm=norm, relu=cfg.MODEL.FPN.USE_RELU)
+    make_conv = _make_fpn_conv(cfg)
     fpn = FPN(body.out_channels_of_stages, out_channels, make_conv, LastLevelMaxPool())
     backbone = nn.Sequential(OrderedDict(body=body, fpn=fpn))
     backbone.out_channels = out_channels
@@ -221,17 +246,16 @@ def build_fbnet_mask_extractor(cfg: Any, in_channels: int) -> FBNetROIHead:
 
 @registry.ROI_KEYPOINT_FEATURE_EXTRACTORS.register("FBNet.roi_head_keypoints")
 def build_fbnet_keypoint_extractor(cfg: Any, in_channels: int) -> FBNetROIHead:
-    keys, pooler = cfg.MODEL.FBNET, make_pooler(cfg, cfg.MODEL.ROI_KEYPOINT_HEAD)
+    keys, pooler = cfg.MODEL.FBNET, make_pooler(cfg, cfg.MODEL.ROI_KEYPOINT_HEAD, in_channels)
     blocks, stride, last_scale = keys.KPTS_HEAD_BLOCKS, keys.KPTS_HEAD_STRIDE, keys.KPTS_HEAD_LAST_SCALE
     return FBNetROIHead(pooler, make_fbnet_builder(cfg), in_channels, "kpts", blocks, stride, last_scale)
 
 
 @registry.BACKBONES.register("ResNet-FPN-RETINANET")
 def build_resnet_fpn_retinanet(cfg: Any) -> nn.Module:
-    body = ResNet(make_stage_builder(cfg), (2, 3, 4), cfg.MODEL.BACKBONE.FREEZE_CONV_BODY_AT)
+    body = _resnet(cfg, (2, 3, 4))
     out_channels, use_c5 = cfg.MODEL.RESNETS.BACKBONE_OUT_CHANNELS, cfg.MODEL.RETINANET.USE_C5
-    norm = make_group_norm(cfg) if cfg.MODEL.FPN.USE_GN else None
-    make_conv = partial(conv, norm=norm, relu=cfg.MODEL.FPN.USE_RELU)
+    make_conv = _make_fpn_conv(cfg)
     top_channels = body.out_channels_of_stages[-1] if use_c5 else out_channels
     top = LastLevelP6P7(top_channels, out_channels, use_c5, _dialect(cfg).top_relu)
     fpn = FPN(body.out_channels_of_stages, out_channels, make_conv, top, first=2)
@@ -243,9 +267,18 @@ def build_resnet_fpn_retinanet(cfg: Any) -> nn.Module:
 # Proposals
 
 
+def build_proposals(cfg: Any, in_channels: int) -> nn.Module:
+    """What finds regions: the RPN, RetinaNet, or nothing where they are given."""
+    if not cfg.MODEL.LOAD_PROPOSALS:
+        return (build_retinanet if cfg.MODEL.RETINANET_ON else build_rpn)(cfg, in_channels)
+    if cfg.MODEL.RPN_ONLY or cfg.MODEL.RETINANET_ON:
+        raise ValueError("MODEL.LOAD_PROPOSALS gives regions to heads, but RPN_ONLY and RETINANET_ON have none; set both False, or it")
+    return GivenProposals()
+
+
 @registry.RPN_HEADS.register("SingleConvRPNHead")
 def build_single_conv_rpn_head(cfg: Any, in_channels: int, num_anchors: int) -> RPNHead:
-    return RPNHead(in_channels, num_anchors, cfg.MODEL.RPN.CONV_CHANNELS or in_channels)
+    return RPNHead(in_channels, num_anchors, cfg.MODEL.RPN.CONV_CHANNELS or in_channels, cfg.MODEL.RPN.NUM_CONVS)
 
 
 @registry.RPN_HEADS.register("TwoWayRPNHead")
@@ -275,6 +308,7 @@ def make_proposal_selector(cfg: Any, box_coder: BoxCoder, train: bool) -> Propos
         per_batch=train and keys.FPN_POST_NMS_PER_BATCH,
         nms_thresh=_nms_thresh(keys.NMS_THRESH, d),
         min_size=keys.MIN_SIZE,
+        score_thresh=keys.SCORE_THRESH,
         drop_empty=d.drop_empty,
         rank_by=d.rank_by,
         pixel=d.pixel,
@@ -347,6 +381,7 @@ def build_retinanet(cfg: Any, in_channels: int) -> RetinaNetModule:
         clip=d.retinanet_clip,
         drop_empty=d.drop_empty,
         pixel=d.pixel,
+        nms_offset=d.nms_offset,
     )
     loss = RetinaNetLoss(
         matcher=Matcher(keys.FG_IOU_THRESHOLD, keys.BG_IOU_THRESHOLD, True, to_best_object=d.low_quality_to_best),
@@ -374,7 +409,8 @@ def make_pooler(cfg: Any, keys: Any, in_channels: int, kind: str = "") -> Pooler
 
 
 def _head_norm(cfg: Any, keys: Any) -> NormFactory | None:
-    return make_group_norm(cfg) if keys.USE_GN else None
+    norms: dict[str, NormFactory] = {"GN": make_group_norm(cfg), "BN": MaskedBatchNorm2d}
+    return norms.get(keys.NORM or ("GN" if keys.USE_GN else ""))
 
 
 @registry.ROI_BOX_FEATURE_EXTRACTORS.register("ResNet50Conv5ROIFeatureExtractor")
@@ -391,7 +427,8 @@ def build_vgg_extractor(cfg: Any, in_channels: int) -> VGGFeatureExtractor:
 @registry.ROI_BOX_FEATURE_EXTRACTORS.register("FPN2MLPFeatureExtractor")
 def build_mlp_extractor(cfg: Any, in_channels: int) -> MLPFeatureExtractor:
     keys = cfg.MODEL.ROI_BOX_HEAD
-    return MLPFeatureExtractor(make_pooler(cfg, keys, in_channels), in_channels, keys.MLP_HEAD_DIM, _head_norm(cfg, keys))
+    norm = make_group_norm(cfg) if keys.USE_GN else None
+    return MLPFeatureExtractor(make_pooler(cfg, keys, in_channels), in_channels, keys.MLP_HEAD_DIM, norm)
 
 
 @registry.ROI_BOX_FEATURE_EXTRACTORS.register("FPNXconv1fcFeatureExtractor")
@@ -422,14 +459,18 @@ def build_mask_fpn_extractor(cfg: Any, in_channels: int) -> MaskFPNFeatureExtrac
     )
 
 
+def _mask_classes(cfg: Any) -> int:
+    return 2 if cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK else cfg.MODEL.ROI_BOX_HEAD.NUM_CLASSES
+
+
 @registry.ROI_MASK_PREDICTOR.register("MaskRCNNC4Predictor")
 def build_mask_deconv_predictor(cfg: Any, in_channels: int) -> MaskDeconvPredictor:
-    return MaskDeconvPredictor(in_channels, cfg.MODEL.ROI_MASK_HEAD.CONV_LAYERS[-1], cfg.MODEL.ROI_BOX_HEAD.NUM_CLASSES)
+    return MaskDeconvPredictor(in_channels, cfg.MODEL.ROI_MASK_HEAD.CONV_LAYERS[-1], _mask_classes(cfg))
 
 
 @registry.ROI_MASK_PREDICTOR.register("MaskRCNNConv1x1Predictor")
 def build_mask_conv1x1_predictor(cfg: Any, in_channels: int) -> MaskConv1x1Predictor:
-    return MaskConv1x1Predictor(in_channels, cfg.MODEL.ROI_BOX_HEAD.NUM_CLASSES)
+    return MaskConv1x1Predictor(in_channels, _mask_classes(cfg))
 
 
 _ROI_SAMPLERS = {"once": BalancedSampler, "repeated": ReplacementSampler}
@@ -467,31 +508,40 @@ def make_detection_selector(cfg: Any, box_coder: BoxCoder) -> DetectionSelector:
     )
 
 
-def make_box_targets(cfg: Any, matcher: Matcher) -> BoxTargets:
+def make_box_targets(cfg: Any, matcher: Matcher, stage: int = 0, kept: tuple[str, ...] = ()) -> BoxTargets:
     keys, d = cfg.MODEL.ROI_HEADS, _dialect(cfg)
-    sampler = _ROI_SAMPLERS[d.roi_sampling](keys.BATCH_SIZE_PER_IMAGE, keys.POSITIVE_FRACTION, "box")
-    return BoxTargets(matcher, sampler, d.pixel)
+    word = f"box_stage{stage}" if stage else "box"
+    sampler = _ROI_SAMPLERS[d.roi_sampling](keys.BATCH_SIZE_PER_IMAGE, keys.POSITIVE_FRACTION, word)
+    return BoxTargets(matcher, sampler, d.pixel, kept)
+
+
+def make_cascade_targets(cfg: Any) -> list[BoxTargets | Relabel | Redraw]:
+    matchers = [Matcher(iou, iou) for iou in cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS]
+    if not _dialect(cfg).cascade_redraws:
+        return [make_box_targets(cfg, matchers[0]), *map(Relabel, matchers[1:])]
+    first, *later = (make_box_targets(cfg, matcher, stage, ("is_object",)) for stage, matcher in enumerate(matchers))
+    return [first, *map(Redraw, later)]
 
 
 def build_cascade_box_head(cfg: Any, in_channels: int) -> CascadeBoxHead:
     keys, head, d = cfg.MODEL.ROI_BOX_CASCADE_HEAD, cfg.MODEL.ROI_BOX_HEAD, _dialect(cfg)
-    if len(keys.IOUS) != len(keys.BBOX_REG_WEIGHTS):
-        raise ValueError(
-            f"MODEL.ROI_BOX_CASCADE_HEAD: {len(keys.IOUS)} IOUS need as many BBOX_REG_WEIGHTS, got {len(keys.BBOX_REG_WEIGHTS)}"
-        )
+    for name in ("BBOX_REG_WEIGHTS", "LOSS_WEIGHTS"):
+        if len(keys.IOUS) != len(keys[name]):
+            raise ValueError(f"MODEL.ROI_BOX_CASCADE_HEAD: {len(keys.IOUS)} IOUS need as many {name}, got {len(keys[name])}")
     if not cfg.MODEL.CLS_AGNOSTIC_BBOX_REG:
         raise ValueError(
             "MODEL.ROI_BOX_CASCADE_HEAD: a box goes from stage to stage whatever its class; set MODEL.CLS_AGNOSTIC_BBOX_REG True"
         )
     coders = [_box_coder(cfg, weights) for weights in keys.BBOX_REG_WEIGHTS]
-    matchers = [Matcher(iou, iou) for iou in keys.IOUS]
     extractors = [registry.ROI_BOX_FEATURE_EXTRACTORS[head.FEATURE_EXTRACTOR](cfg, in_channels) for _ in coders]
     return CascadeBoxHead(
         feature_extractors=extractors,
         predictors=[registry.ROI_BOX_PREDICTOR[head.PREDICTOR](cfg, e.out_channels) for e in extractors],
-        targets=make_box_targets(cfg, matchers[0]),
-        matchers=matchers,
+        targets=make_cascade_targets(cfg),
         losses=[BoxLoss(coder, _regression_loss(head, d.box_beta), class_agnostic=True) for coder in coders],
+        loss_weights=keys.LOSS_WEIGHTS,
+        gradient_factor=1.0 / len(coders) if d.cascade_gradient_share else 1.0,
+        scores=CASCADE_SCORES[d.cascade_mean],
         selector=make_detection_selector(cfg, coders[-1]),
         static_shapes=cfg.MODEL.STATIC_SHAPES,
     )
@@ -540,7 +590,19 @@ def build_keypoint_head(cfg: Any, in_channels: int, box: ROIBoxHead) -> ROIKeypo
     )
 
 
+def build_cascade_heads(cfg: Any, in_channels: int) -> CascadeROIHeads:
+    """A cascade whose stages have mask heads."""
+    keys, head = cfg.MODEL.ROI_BOX_CASCADE_HEAD, cfg.MODEL.ROI_MASK_HEAD
+    if head.SHARE_BOX_FEATURE_EXTRACTOR:
+        raise ValueError("MODEL.ROI_MASK_HEAD.SHARE_BOX_FEATURE_EXTRACTOR: each stage of this cascade pools its masks; set it False")
+    box = build_cascade_box_head(cfg, in_channels)
+    stages = [build_mask_head(cfg, in_channels, box) for _ in keys.IOUS]
+    return CascadeROIHeads(box, CascadeMaskHead(stages, keys.LOSS_WEIGHTS, cfg.MODEL.STATIC_SHAPES))
+
+
 def build_roi_heads(cfg: Any, in_channels: int) -> CombinedROIHeads:
+    if cfg.MODEL.ROI_BOX_CASCADE_HEAD.ENABLED and cfg.MODEL.MASK_ON and _dialect(cfg).cascade_masks:
+        return build_cascade_heads(cfg, in_channels)
     box = build_box_head(cfg, in_channels)
     mask = build_mask_head(cfg, in_channels, box) if cfg.MODEL.MASK_ON else None
     return CombinedROIHeads(box, mask, build_keypoint_head(cfg, in_channels, box) if cfg.MODEL.KEYPOINT_ON else None)

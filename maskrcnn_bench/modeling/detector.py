@@ -21,20 +21,32 @@ class Normalizer(nn.Module):
     Args:
         mean, std: of each channel, in the order and range that the network sees.
         bgr255: blue first and 0 to 255 (Caffe); otherwise red first and 0 to 1.
+        unit: red-first pixels are divided by 255; otherwise mean and std are multiplied by it, which rounds less.
+        channels: other than 3, they keep order and range, whatever the last two say; 16 bits are welcome then.
+    Raises:
+        ValueError: when there is not one mean and deviation a channel.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], bgr255: bool):
+    def __init__(self, mean: Sequence[float], std: Sequence[float], bgr255: bool, unit: bool = True, channels: int = 3):
         super().__init__()
+        if not len(mean) == len(std) == channels:
+            remedy = "`maskrcnn-bench data stats` prints them" if channels != 3 else "or set INPUT.CHANNELS"
+            raise ValueError(f"INPUT.PIXEL_MEAN, PIXEL_STD: expected {channels} values each, got {len(mean)} and {len(std)}; {remedy}")
+        if channels != 3:
+            bgr255, unit = False, False
+        self.divisor = 255 if unit and not bgr255 else 1
+        factor = 1 if unit or bgr255 or channels != 3 else 255
+        mean, std = ([factor * v for v in values] for values in (mean, std))
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.bgr255 = bgr255
 
     def forward(self, images: ImageList) -> Tensor:
-        """float32, channels-last; images that are float already pass as they are. [N, 3, H, W]"""
+        """float32, channels-last; images that are float already pass as they are. [N, C, H, W]"""
         x = images.tensors
         if x.is_floating_point():
             return x
-        x = x.flip(1).float() if self.bgr255 else x.float() / 255
+        x = x.flip(1).float() if self.bgr255 else x.float() / self.divisor
         inside = _inside(images.sizes, x.shape[-2], x.shape[-1])
         return torch.where(inside[:, None], (x - self.mean) / self.std, 0.0).contiguous(memory_format=torch.channels_last)
 
@@ -44,6 +56,9 @@ def _inside(sizes: Tensor, height: int, width: int) -> Tensor:
     x = torch.arange(width, device=sizes.device) < sizes[:, 0:1]
     y = torch.arange(height, device=sizes.device) < sizes[:, 1:2]
     return y[:, :, None] & x[:, None, :]
+
+
+_ROUNDED_BY_AUTOCAST = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
 class GeneralizedRCNN(nn.Module):
@@ -91,9 +106,18 @@ class GeneralizedRCNN(nn.Module):
         detections = self._detections(images, features)
         return (detections, self._losses(images, features, targets)) if return_losses else detections
 
-    def for_inference(self) -> GeneralizedRCNN:
-        """A copy in evaluation mode that computes the same detections, up to rounding, faster: norms merged into convolutions."""
-        return fold_norms(copy.deepcopy(self)).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    def for_inference(self, dtype: torch.dtype = torch.float32) -> GeneralizedRCNN:
+        """A copy in evaluation mode that computes the same detections, up to rounding, faster: norms merged into convolutions.
+
+        Args:
+            dtype: of the weights that autocast would round to it in every call. Where it is not float32, call the copy
+                under `torch.autocast` of the same dtype; boxes and scores stay float32.
+        """
+        fast = fold_norms(copy.deepcopy(self)).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        for module in fast.modules() if dtype != torch.float32 else ():
+            if type(module) in _ROUNDED_BY_AUTOCAST:
+                module.to(dtype)
+        return fast
 
     def _losses(self, images: ImageList, features: list[Tensor], targets: BoxListBatch | Sequence[BoxList]) -> dict[str, Tensor]:
         if not isinstance(targets, BoxListBatch):
@@ -117,6 +141,18 @@ class GeneralizedRCNN(nn.Module):
         out = Detections(proposals.boxes, proposals.valid, proposals.sizes, proposals.fields, pixel=proposals.pixel)
         out.add_field("scores", proposals.get_field("objectness"))
         return out
+
+
+def compile_parts(model: nn.Module, part: str, backend: str = "inductor") -> None:
+    """Has torch.compile speed up a model, in place; names of weights stay, and copies of the model are plain.
+
+    Args:
+        part: "backbone", "model", or "" for nothing.
+        backend: of torch.compile.
+    """
+    if part:
+        # One compiled graph a shape, as few as DATALOADER.SHAPE_BUCKETS makes them: sizes that vary make slower code.
+        (model.backbone if part == "backbone" else model).compile(dynamic=False, backend=backend)
 
 
 def build_detection_model(cfg: Any) -> nn.Module:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ..structures.boxlist_ops import box_iou
-
-CHUNK = 16
+from ..layers.match import BELOW, BETWEEN, match
 
 
 class Matcher:
@@ -23,8 +20,8 @@ class Matcher:
             several.
     """
 
-    BELOW_LOW_THRESHOLD = -1
-    BETWEEN_THRESHOLDS = -2
+    BELOW_LOW_THRESHOLD = BELOW
+    BETWEEN_THRESHOLDS = BETWEEN
 
     def __init__(
         self,
@@ -43,7 +40,7 @@ class Matcher:
         self.to_best_object = to_best_object
 
     def __call__(self, objects: Tensor, valid: Tensor, boxes: Tensor, pixel: int, rivals: Tensor | None = None) -> Tensor:
-        """Matches in chunks over the objects, so that memory does not grow with their number.
+        """Matches, in memory that does not grow with the number of objects times that of boxes.
 
         Args:
             objects: ground truth, xyxy, pixels. [N, M, 4]
@@ -54,45 +51,5 @@ class Matcher:
         Returns:
             Index of the object, or BELOW_LOW_THRESHOLD, or BETWEEN_THRESHOLDS. [N, A]
         """
-        shape = (len(objects), boxes.shape[-2])
-        best = torch.full(shape, -1.0, device=boxes.device)
-        matches = torch.zeros(shape, dtype=torch.int64, device=boxes.device)
-        best_of_object = []
-        for start in range(0, objects.shape[1], CHUNK):
-            iou = self._overlap(objects, valid, boxes, pixel, start)
-            if self.allow_low_quality_matches:
-                best_of_object.append(_only(rivals, iou).amax(dim=1))
-            chunk_best, chunk_inds = iou.max(dim=2)
-            better = chunk_best > best
-            best = torch.where(better, chunk_best, best)
-            matches = torch.where(better, chunk_inds + start, matches)
-        out = torch.where(best < self.high_threshold, self.BETWEEN_THRESHOLDS, matches)
-        out = torch.where(best < self.low_threshold, self.BELOW_LOW_THRESHOLD, out)
-        if not self.allow_low_quality_matches:
-            return out
-        owner = self._owner(objects, valid, boxes, pixel, best_of_object, rivals)
-        return torch.where(owner >= 0, matches if self.to_best_object else owner, out)
-
-    @staticmethod
-    def _overlap(objects: Tensor, valid: Tensor, boxes: Tensor, pixel: int, start: int) -> Tensor:
-        """IoU of all boxes with one chunk of objects; -1 for unused slots. [N, A, <=CHUNK]"""
-        part = slice(start, start + CHUNK)
-        iou = box_iou(boxes, objects[:, part], pixel)
-        return torch.where(valid[:, None, part], iou, -1.0)
-
-    def _owner(
-        self, objects: Tensor, valid: Tensor, boxes: Tensor, pixel: int, best_of_object: list[Tensor], rivals: Tensor | None
-    ) -> Tensor:
-        """The last object that has its largest overlap with a box; -1 for none. [N, A]"""
-        out = torch.full((len(objects), boxes.shape[-2]), -1, device=boxes.device)
-        for i, best in enumerate(best_of_object):
-            iou = _only(rivals, self._overlap(objects, valid, boxes, pixel, i * CHUNK))
-            holds = (iou == best[:, None]) & (iou >= self.least_overlap)
-            number = torch.arange(i * CHUNK, i * CHUNK + iou.shape[2], device=boxes.device)
-            out = torch.maximum(out, torch.where(holds, number, -1).amax(dim=2))
-        return out
-
-
-def _only(rivals: Tensor | None, iou: Tensor) -> Tensor:
-    """Overlaps of the rivals, -1 for the others. rivals [N, A], iou [N, A, M]"""
-    return iou if rivals is None else torch.where(rivals[..., None], iou, -1.0)
+        rule = (self.high_threshold, self.low_threshold, self.allow_low_quality_matches, self.least_overlap, self.to_best_object)
+        return match(objects, valid, boxes, rivals, pixel, *rule)

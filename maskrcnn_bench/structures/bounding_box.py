@@ -177,7 +177,9 @@ class BoxList:
 
 
 def _index_field(value: Any, item: Any, length: int) -> Any:
-    """Picks the same entries of a field as of the boxes; a list of one entry a box is picked too."""
+    """Picks the same entries of a field as of the boxes; a list of one entry a box is picked too. Boxes within boxes are the image's."""
+    if isinstance(value, BoxList):
+        return value
     if isinstance(item, int) and isinstance(value, Tensor):
         return value[item : item + 1] if item != -1 else value[-1:]
     if isinstance(value, list) and len(value) == length:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .bounding_box import BoxListBatch
+
 
 class ImageList:
     """A batch of images, padded to the right and at the bottom, that remembers the size of each.
@@ -17,6 +19,7 @@ class ImageList:
         image_sizes: (height, width) of each image before padding, pixels.
         keys: random key of each image (`utils.counter.counter_key`), int64; None draws keys when they are needed. [N]
         scales: pixels of the image per pixel of the original, where both sides were multiplied by exactly that. [N]
+        proposals: regions for a model that finds none itself, in pixels of the images, with the field `objectness`.
     """
 
     def __init__(
@@ -26,11 +29,13 @@ class ImageList:
         keys: Tensor | None = None,
         sizes: Tensor | None = None,
         scales: Tensor | None = None,
+        proposals: BoxListBatch | None = None,
     ):
         self.tensors = tensors
         self.image_sizes = [(int(h), int(w)) for h, w in image_sizes]
         self.keys = keys
         self.scales = scales
+        self.proposals = proposals
         if sizes is None:
             sizes = torch.tensor([(w, h) for h, w in self.image_sizes], dtype=torch.float32).to(tensors.device)
         self.sizes = sizes
@@ -39,7 +44,8 @@ class ImageList:
     def _map(self, move: Callable[[Tensor], Tensor]) -> ImageList:
         keys = move(self.keys) if self.keys is not None else None
         scales = move(self.scales) if self.scales is not None else None
-        return ImageList(move(self.tensors), self.image_sizes, keys, move(self.sizes), scales)
+        proposals = self.proposals._map(move) if self.proposals is not None else None
+        return ImageList(move(self.tensors), self.image_sizes, keys, move(self.sizes), scales, proposals)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ImageList:
         return self._map(lambda t: t.to(device, non_blocking=non_blocking))
@@ -71,12 +77,15 @@ class ImageVersions:
         return len(self.versions[0])
 
 
-def to_image_list(tensors: ImageList | Tensor | Sequence[Tensor], size_divisible: int = 0) -> ImageList:
+def to_image_list(
+    tensors: ImageList | Tensor | Sequence[Tensor], size_divisible: int = 0, shapes: Sequence[tuple[int, int]] = ()
+) -> ImageList:
     """Pads images with zeros to the largest of them.
 
     Args:
         tensors: images of one dtype, [C, H, W] each, or a tensor [N, C, H, W] or [C, H, W], or an ImageList (returned as it is).
         size_divisible: height and width of the result are multiples of it; 0 or 1 pads no further.
+        shapes: (height, width) of results to choose from: the smallest that holds all images, where there is one. Pixels.
     Raises:
         TypeError: for anything else.
     """
@@ -89,6 +98,8 @@ def to_image_list(tensors: ImageList | Tensor | Sequence[Tensor], size_divisible
     step = max(size_divisible, 1)
     height = math.ceil(max(t.shape[1] for t in tensors) / step) * step
     width = math.ceil(max(t.shape[2] for t in tensors) / step) * step
+    fitting = [(h, w) for h, w in shapes if h >= height and w >= width]
+    height, width = min(fitting, key=math.prod, default=(height, width))
     batch = tensors[0].new_zeros((len(tensors), tensors[0].shape[0], height, width))
     for slot, image in zip(batch, tensors, strict=True):
         slot[:, : image.shape[1], : image.shape[2]].copy_(image)

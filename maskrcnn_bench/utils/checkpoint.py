@@ -6,16 +6,13 @@ takes the weights of any supported project and leaves the run at iteration 0.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
 import shutil
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 import yaml
@@ -24,15 +21,15 @@ from torch import nn
 from maskrcnn_bench import __version__
 from maskrcnn_bench.config.loader import resolved
 from maskrcnn_bench.config.node import leaves
-from maskrcnn_bench.config.paths_catalog import import_file
 from maskrcnn_bench.layers import _ops
-from maskrcnn_bench.utils.comm import is_main_process, synchronize
+from maskrcnn_bench.utils.comm import is_main_process, plain_model
+from maskrcnn_bench.utils.download import find_weights, write_atomically
 from maskrcnn_bench.weights import Loaded, load_into
 from maskrcnn_bench.weights.reader import read_file
 
 FORMAT = "maskrcnn_bench"
+_HALF = re.compile(r"(model_\w+\.pth|last_checkpoint)\.\d+\.tmp")
 _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
-_CHUNK = 1 << 20
 
 
 class Checkpointer:
@@ -73,6 +70,7 @@ class Checkpointer:
         self.scaler = scaler
         self.keep_last = keep_last
         self.about = dict(about or {})
+        self._announced: set[tuple[str, int | None]] = set()
 
     # writing
 
@@ -86,10 +84,13 @@ class Checkpointer:
         if not self.save_dir or not self.save_to_disk:
             return
         path = os.path.join(self.save_dir, f"{name}.pth")
-        self.logger.info("saving %s", path)
+        # What is saved again, with the outcome of a test, was announced already.
+        state = (path, extra.get("iteration"))
+        self.logger.log(logging.DEBUG if state in self._announced else logging.INFO, "saving %s", path)
+        self._announced.add(state)
         content = self._content(training_state) | extra
         try:
-            _write_atomically(path, lambda file: torch.save(content, file))
+            write_atomically(path, lambda file: torch.save(content, file))
         except (OSError, RuntimeError) as error:
             raise OSError(_no_room(path, content, error)) from None
         if training_state:
@@ -107,9 +108,18 @@ class Checkpointer:
 
     def tag_last_checkpoint(self, last_filename: str) -> None:
         path = os.path.join(self.save_dir, "last_checkpoint")
-        _write_atomically(path, lambda file: file.write(last_filename.encode()))
+        write_atomically(path, lambda file: file.write(last_filename.encode()))
+
+    def forget_last_checkpoint(self) -> None:
+        """Begins a new run in a folder: when its processes are started once more, they must not go on with the old one."""
+        if self.save_to_disk:
+            Path(self.save_dir, "last_checkpoint").unlink(missing_ok=True)
 
     def _remove_old(self) -> None:
+        # Halves of files that a kill left.
+        for path in Path(self.save_dir).glob("*.tmp"):
+            if _HALF.fullmatch(path.name):
+                path.unlink(missing_ok=True)
         if self.keep_last > 0:
             numbered = sorted(p for p in Path(self.save_dir).glob("model_*.pth") if _NUMBERED.fullmatch(p.name))
             for path in numbered[: -self.keep_last]:
@@ -245,38 +255,10 @@ def last_checkpoint(folder: str | os.PathLike) -> str:
     return str(beside if beside.is_file() else named)
 
 
-def find_weights(name: str, paths_catalog: str, logger: logging.Logger) -> str:
-    """The local file that a name means: a file, an http(s) address, or a catalog:// name."""
-    if name.startswith("catalog://"):
-        catalog = import_file("maskrcnn_bench.paths_catalog", paths_catalog).ModelCatalog
-        address = catalog.get(name.removeprefix("catalog://"))
-        logger.info("%s is %s", name, address)
-        name = address
-    return cached_download(name, logger) if re.match(r"(https?|file)://", name) else name
-
-
-def require_weights(name: str, paths_catalog: str) -> None:
-    """Finds out at once that weights are missing; nothing is downloaded.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the catalog has no such name.
-    """
-    if name.startswith("catalog://"):
-        import_file("maskrcnn_bench.paths_catalog", paths_catalog).ModelCatalog.get(name.removeprefix("catalog://"))
-    elif name and "://" not in name and not os.path.isfile(name):
-        raise FileNotFoundError(f"{name} {'is a folder' if os.path.isdir(name) else 'does not exist'}, expected a file of weights")
-
-
 def describe_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """What one of our checkpoints says about itself: config, class names, versions, iteration; {} for foreign weights."""
     content = read_file(path)
     return _about(content) if isinstance(content, dict) and content.get("format") == FORMAT else {}
-
-
-def plain_model(model: nn.Module) -> nn.Module:
-    """The model inside the wrapper for several GPUs."""
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
@@ -340,20 +322,6 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) 
 # files
 
 
-def _write_atomically(path: str, write: Any) -> None:
-    """Writes beside the file and renames, so that `path` is at any time the old content or the new one."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    beside = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(beside, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        Path(beside).unlink(missing_ok=True)
-
-
 def _no_room(path: str, content: Mapping[str, Any], error: Exception) -> str:
     free, needed = (size / 2**20 for size in (shutil.disk_usage(os.path.dirname(path) or ".").free, _bytes(content)))
     why = str(error).partition("\n")[0][:200]
@@ -366,64 +334,3 @@ def _bytes(content: Any) -> int:
         return content.numel() * content.element_size()
     inner = content.values() if isinstance(content, Mapping) else content if isinstance(content, (list, tuple)) else ()
     return sum(map(_bytes, inner))
-
-
-def cache_folder() -> Path:
-    """Where downloaded weights are kept: MODEL_DIR, else a folder in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("MODEL_DIR") or Path(cache, "maskrcnn_bench", "models")).expanduser()
-
-
-def cached_download(address: str, logger: logging.Logger) -> str:
-    """The local copy of a file on the net; downloaded once, by one process a machine.
-
-    Its SHA-256 is written down beside it at the first use and compared at every later one.
-
-    Raises:
-        OSError: when it cannot be downloaded and is not there.
-        ValueError: when the copy changed since its first use.
-    """
-    # The same file name occurs at many addresses.
-    folder = hashlib.sha256(address.encode()).hexdigest()[:8]
-    path = cache_folder() / folder / (address.rstrip("/").rsplit("/", 1)[-1].split("?")[0] or "weights")
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0 and not path.is_file():
-        logger.info("downloading %s to %s", address, path)
-        _download(address, path)
-    synchronize(f"the download of {address}")
-    _check_digest(path)
-    return str(path)
-
-
-def _download(address: str, path: Path) -> None:
-    def copy(file: Any) -> None:
-        with urllib.request.urlopen(address, timeout=60) as answer:
-            expected = int(answer.headers.get("Content-Length") or -1)
-            while block := answer.read(_CHUNK):
-                if file.tell() == 0 and block.lstrip().startswith(b"<"):
-                    raise OSError("the answer is a web page")
-                file.write(block)
-        if expected not in (-1, file.tell()):
-            raise OSError(f"only {file.tell()} of {expected} bytes came")
-
-    try:
-        _write_atomically(str(path), copy)
-    except (urllib.error.URLError, OSError) as error:
-        raise OSError(f"cannot download {address} ({error}). Without a network, put the file there yourself: {path}") from None
-
-
-def _check_digest(path: Path) -> None:
-    with path.open("rb") as file:
-        digest = _sha256(file)
-    note = path.with_name(path.name + ".sha256")
-    if not note.is_file():
-        _write_atomically(str(note), lambda file: file.write(f"{digest}  {path.name}\n".encode()))
-    elif note.read_text().split()[0] != digest:
-        was = note.read_text()[:12]
-        raise ValueError(f"{path} changed since its first use (SHA-256 {digest[:12]}..., not {was}...); delete both to download it again")
-
-
-def _sha256(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(_CHUNK):
-        digest.update(block)
-    return digest.hexdigest()

@@ -5,17 +5,26 @@ Collectives run on CPU tensors (gloo) unless said otherwise, and a process that 
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 # An evaluation keeps the other processes waiting for the first one.
 TIMEOUT = timedelta(minutes=30)
+_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed? ?out", re.IGNORECASE)
+"""How the errors of a process read whose partner is gone: torch has no class of its own for them with gloo."""
+
+
+class ProcessLost(RuntimeError):
+    """Another process of the run died, or did not come in time."""
 
 
 def _initialised() -> bool:
@@ -49,7 +58,7 @@ def start(device: torch.device) -> None:
     """Joins the processes that a launcher started: gloo for CPU tensors, NCCL for CUDA tensors.
 
     Raises:
-        ValueError: under SLURM on several machines without MASTER_ADDR.
+        ProcessLost: when they do not find each other.
     """
     rank, world_size, local_rank = launched_processes()
     if world_size == 1 or _initialised():
@@ -57,24 +66,43 @@ def start(device: torch.device) -> None:
     _address_of_slurm()
     os.environ.setdefault("LOCAL_RANK", str(local_rank))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=TIMEOUT)
+    try:
+        store = next(dist.rendezvous("env://", rank, world_size, timeout=TIMEOUT))[0]
+        # A launcher may keep its store when it starts processes once more; addresses of those that died must not be found there.
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
+    except RuntimeError as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        why = str(error).partition("\n")[0][:300]
+        raise ProcessLost(f"rank {rank} does not find the other {world_size - 1} process(es) at {place} ({why})") from error
 
 
 def _address_of_slurm() -> None:
     """Where the processes meet, where no launcher says so."""
     env = os.environ
-    if "MASTER_ADDR" not in env:
-        if int(env.get("SLURM_NNODES", 1)) > 1:
-            first = 'scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1'
-            raise ValueError(f"several machines under SLURM need to know where to meet: export MASTER_ADDR=$({first})")
-        env["MASTER_ADDR"] = "127.0.0.1"
+    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or ""
+    several = int(env.get("SLURM_STEP_NUM_NODES") or env.get("SLURM_NNODES") or 1) > 1
+    env.setdefault("MASTER_ADDR", first_host(nodes) if nodes and several else "127.0.0.1")
     # A port of its own for every job, so that two jobs on one machine do not meet.
     env.setdefault("MASTER_PORT", str(20000 + int(env.get("SLURM_JOB_ID", 0)) % 20000))
+
+
+def first_host(nodes: str) -> str:
+    """The first machine of a list in SLURM's short form: "gpu[003-005,7],login" begins with gpu003."""
+    name, first, rest = re.match(r"([^,\[]*)(?:\[(\d+)[^\]]*\])?([^,\[]*)", nodes).groups()
+    return name + (first or "") + rest
+
+
+def is_restart() -> bool:
+    """Whether a launcher started these processes once more, after one had died or its machine was taken away."""
+    return any(int(os.environ.get(name) or 0) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
 def stop() -> None:
     """Leaves the process group."""
     if _initialised():
+        # Wrappers of models are in cycles and would keep the threads of the group, which then end the program with an abort.
+        gc.collect()
         dist.destroy_process_group()
 
 
@@ -91,7 +119,28 @@ def synchronize(phase: str = "") -> None:
     try:
         dist.monitored_barrier(_object_group(), timeout=TIMEOUT, wait_all_ranks=True)
     except RuntimeError as error:
-        raise RuntimeError(f"rank {get_rank()} waited {TIMEOUT} in vain{f' for: {phase}' if phase else ''}. {error}") from error
+        raise ProcessLost(f"rank {get_rank()} waited {TIMEOUT} in vain{f' for: {phase}' if phase else ''}. {error}") from error
+
+
+@contextlib.contextmanager
+def during(phase: Callable[[], str]) -> Iterator[None]:
+    """Says what this process was doing when it lost another one.
+
+    Args:
+        phase: what is done, in words; called when it is needed.
+    Raises:
+        ProcessLost: naming this process and the phase.
+    """
+    try:
+        yield
+    except ProcessLost:
+        raise
+    except RuntimeError as error:
+        if get_world_size() == 1 or not _LOST.search(str(error)):
+            raise
+        why = str(error).partition("\n")[0][:300]
+        said = f"rank {get_rank()} lost another process during {phase()}; an error above, or the launcher, says which ({why})"
+        raise ProcessLost(said) from error
 
 
 _groups: dict[Any, Any] = {}
@@ -154,3 +203,8 @@ def mean_over_processes(values: Tensor) -> Tensor:
     values = values.clone()
     dist.all_reduce(values)
     return values / get_world_size()
+
+
+def plain_model(model: nn.Module) -> nn.Module:
+    """The model inside the wrapper for several processes."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

@@ -22,8 +22,10 @@ COCO = (
 _COCO_IDS_WITHOUT_CLASS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 _ROWS_PER_CLASS = {
     "roi_heads.box.predictor.cls_score.*": 1,
+    "roi_heads.box.predictor.#.cls_score.*": 1,
     "roi_heads.box.predictor.bbox_pred.*": 4,
     "roi_heads.mask.predictor.mask_fcn_logits.*": 1,
+    "roi_heads.mask.stages.#.predictor.mask_fcn_logits.*": 1,
 }
 
 
@@ -38,12 +40,17 @@ def names_of(loaded: Loaded) -> tuple[str, ...]:
     theirs = about.get("classes") or about.get("CLASSES")
     if theirs:
         return (BACKGROUND, *((theirs,) if isinstance(theirs, str) else theirs))
-    rows = loaded.state_dict.get("roi_heads.box.predictor.cls_score.weight")
-    return _coco(0 if rows is None else len(rows))
+    names = ("roi_heads.box.predictor.cls_score.weight", "roi_heads.box.predictor.0.cls_score.weight")
+    rows = next((loaded.state_dict[name] for name in names if name in loaded.state_dict), None)
+    return coco_names(0 if rows is None else len(rows))
 
 
-def _coco(count: int) -> tuple[str, ...]:
-    """COCO's classes in order, or by the numbers of its file, where ten are not in use."""
+def coco_names(count: int) -> tuple[str, ...]:
+    """COCO's classes in order, or by the numbers of its file, where ten are not in use and have no name; () for any other count.
+
+    Args:
+        count: of classes, with the background.
+    """
     if count == len(COCO) + 1:
         return (BACKGROUND, *COCO)
     if count != len(COCO) + 1 + len(_COCO_IDS_WITHOUT_CLASS):

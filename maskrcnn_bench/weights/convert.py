@@ -17,9 +17,13 @@ from .reader import read_file
 KINDS: tuple[Naming, ...] = (
     torchvision.RETINANET,
     torchvision.RETINANET_GN,
+    torchvision.DETECTION_V2,
     torchvision.DETECTION,
+    mmdetection.RETINANET,
     mmdetection.DETECTION,
     detectron2.RETINANET,
+    detectron2.FPN_NORMS,
+    detectron2.FPN_HEAD_NORMS,
     detectron2.FPN,
     detectron2.C4,
     detectron2.IMAGENET,
@@ -30,6 +34,7 @@ KINDS: tuple[Naming, ...] = (
     faster_rcnn_pytorch.VGG,
     faster_rcnn_pytorch.RESNET,
     faster_rcnn_pytorch.VGG_CLASSIFICATION,
+    torchvision.MOBILENET_CLASSIFICATION,
     torchvision.CLASSIFICATION,
 )
 _CONTAINERS = ("model", "state_dict", "blobs", "model_state_dict")

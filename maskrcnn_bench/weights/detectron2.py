@@ -53,6 +53,7 @@ CLASS_LAYOUTS = (
     _padded("roi_heads.box.predictor.#.bbox_pred.*", 4),
     _padded("roi_heads.box.predictor.bbox_pred.*", 4),
     _padded("roi_heads.mask.predictor.mask_fcn_logits.*", 1),
+    _padded("roi_heads.mask.stages.#.predictor.mask_fcn_logits.*", 1),
 )
 
 
@@ -78,11 +79,30 @@ def _stage(theirs: str, ours: str) -> list[tuple[str, str]]:
     ]
 
 
-def _pyramid() -> list[tuple[str, str]]:
+def _block(theirs: str, ours: str, norms: bool) -> list[tuple[str, str]]:
+    """A convolution; with a norm behind it, it is the first of two layers here."""
+    return [(f"{theirs}.norm.*", f"{ours}.1.*"), (f"{theirs}.*", f"{ours}.0.*")] if norms else [(f"{theirs}.*", f"{ours}.*")]
+
+
+def _pyramid(norms: bool = False) -> list[tuple[str, str]]:
     pairs = []
     for number in (2, 3, 4, 5):
-        pairs.append((f"backbone.fpn_lateral{number}.*", f"backbone.fpn.fpn_inner{number - 1}.*"))
-        pairs.append((f"backbone.fpn_output{number}.*", f"backbone.fpn.fpn_layer{number - 1}.*"))
+        pairs += _block(f"backbone.fpn_lateral{number}", f"backbone.fpn.fpn_inner{number - 1}", norms)
+        pairs += _block(f"backbone.fpn_output{number}", f"backbone.fpn.fpn_layer{number - 1}", norms)
+    return pairs
+
+
+def _masks(norms: bool = False) -> list[tuple[str, str]]:
+    return _block("roi_heads.mask_head.mask_fcn#", "roi_heads.mask.feature_extractor.mask_fcn#", norms)
+
+
+def _box_convolutions() -> list[tuple[str, str]]:
+    """The head of four convolutions and one linear layer; ours is flat, with convolution, norm and ReLU in a row."""
+    pairs = []
+    for stage in ("", "#."):
+        theirs, ours = f"roi_heads.box_head.{stage}conv", f"roi_heads.box.feature_extractor.{stage}xconvs"
+        for n in range(4):
+            pairs += [(f"{theirs}{n + 1}.norm.*", f"{ours}.{3 * n + 1}.*"), (f"{theirs}{n + 1}.*", f"{ours}.{3 * n}.*")]
     return pairs
 
 
@@ -96,7 +116,6 @@ _HEADS = [
     ("roi_heads.box_head.#.fc2.*", "roi_heads.box.feature_extractor.#.fc7.*"),
     ("roi_heads.box_predictor.#.*.*", "roi_heads.box.predictor.#.*.*"),
     ("roi_heads.box_predictor.*.*", "roi_heads.box.predictor.*.*"),
-    ("roi_heads.mask_head.mask_fcn#.*", "roi_heads.mask.feature_extractor.mask_fcn#.*"),
     ("roi_heads.mask_head.deconv.*", "roi_heads.mask.predictor.conv5_mask.*"),
     ("roi_heads.mask_head.predictor.*", "roi_heads.mask.predictor.mask_fcn_logits.*"),
     ("roi_heads.keypoint_head.conv_fcn#.*", "roi_heads.keypoint.feature_extractor.conv_fcn#.*"),
@@ -116,19 +135,21 @@ RETINANET = Naming(
     names=tuple(_trunk("backbone.bottom_up.", "backbone.body.layer4") + _pyramid() + _RETINANET_HEADS),
     dropped=_DROPPED,
 )
-FPN = Naming(
-    kind="detectron2 (FPN)",
-    marks=("backbone.bottom_up.**", "backbone.fpn_lateral#.weight"),
-    names=tuple(_trunk("backbone.bottom_up.", "backbone.body.layer4") + _pyramid() + _HEADS),
-    dropped=_DROPPED,
-    layouts=CLASS_LAYOUTS,
-)
+
+
+def _fpn(kind: str, marks: tuple[str, ...], pyramid_norms: bool, mask_norms: bool) -> Naming:
+    trunk = _trunk("backbone.bottom_up.", "backbone.body.layer4")
+    names = (*trunk, *_pyramid(pyramid_norms), *_box_convolutions(), *_masks(mask_norms), *_HEADS)
+    return Naming(kind, marks, names, _DROPPED, CLASS_LAYOUTS)
+
+
+FPN_NORMS = _fpn("detectron2 (FPN with norms)", ("backbone.fpn_lateral5.norm.weight",), pyramid_norms=True, mask_norms=True)
+FPN_HEAD_NORMS = _fpn("detectron2 (FPN, norms in the heads)", ("roi_heads.mask_head.mask_fcn1.norm.weight",), False, mask_norms=True)
+FPN = _fpn("detectron2 (FPN)", ("backbone.bottom_up.**", "backbone.fpn_lateral#.weight"), False, False)
 C4 = Naming(
     kind="detectron2 (one level)",
     marks=("proposal_generator.rpn_head.conv.weight", "backbone.res2.0.conv1.weight"),
-    names=tuple(
-        _stage("roi_heads.res5", f"{_C4_HEAD}.layer4") + _trunk("backbone.", "backbone.body.layer4") + _HEADS
-    ),
+    names=tuple(_stage("roi_heads.res5", f"{_C4_HEAD}.layer4") + _trunk("backbone.", "backbone.body.layer4") + _masks() + _HEADS),
     dropped=_DROPPED,
     layouts=CLASS_LAYOUTS,
 )
@@ -141,6 +162,16 @@ IMAGENET = Naming(
 )
 
 
+# By which tensor of ours the kind to write is told; the first that is there decides.
+_WRITTEN = (
+    ("rpn.head.cls_tower.0.weight", RETINANET),
+    ("backbone.fpn.fpn_inner4.0.weight", FPN_NORMS),
+    ("roi_heads.mask.feature_extractor.mask_fcn1.0.weight", FPN_HEAD_NORMS),
+    ("backbone.fpn.fpn_inner4.weight", FPN),
+    ("", C4),
+)
+
+
 def to_detectron2(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """One of our models in detectron2's names and class order; ``{"model": ...}`` around it is what its loader reads.
 
@@ -149,8 +180,7 @@ def to_detectron2(state: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: a tensor has no counterpart there.
     """
-    naming = FPN if any(name.startswith("backbone.fpn.") for name in state) else C4
-    naming = RETINANET if "rpn.head.cls_tower.0.weight" in state else naming
+    naming = next(naming for mark, naming in _WRITTEN if mark in state or not mark)
     # C4: the box head's own modules under a second name; anchors and a loss's average are no weights there.
     left_out = re.compile(r"roi_heads\.mask\.feature_extractor\.head\.|.*\.cell_anchors|rpn\.normalizer\.")
     return to_theirs(naming, {name: value for name, value in state.items() if not left_out.match(name)})

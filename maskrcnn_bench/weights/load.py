@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..layers.blocks import share_channels
 from .classes import pick_classes
 from .convert import load_weights
 from .names import FOLDED, NO_COUNTERPART, Loaded, matches
@@ -39,6 +40,7 @@ class Report:
         reinitialised: (name, expected shape, got shape); kept at the model's initial values.
         unused: (its name, why) of the checkpoint's tensors without a place in the model.
         missing: names of the model's tensors which the checkpoint lacks; kept at their initial values.
+        inflated: first convolutions for RGB whose values the channels of the model's images share.
         classes: where the heads have other classes, those whose rows came over; the others keep their initial values.
     """
 
@@ -51,6 +53,7 @@ class Report:
     unused: list[tuple[str, str]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
+    inflated: list[str] = field(default_factory=list)
 
     def summary(self, limit: int = 8) -> str:
         """Text for the log: a line of counts, then each list, cut at ``limit`` names."""
@@ -59,6 +62,7 @@ class Report:
             lines.append(f"  they expect images as {self.expects}")
         shapes = [f"{name} (model {_by(want)}, file {_by(got)})" for name, want, got in self.reinitialised]
         lines += _listed("of other classes, taken over by name", self.classes, limit)
+        lines += _listed("for RGB, shared by the channels of the images", self.inflated, limit)
         lines += _listed("re-initialised", shapes, limit)
         lines += _listed("not in the file, kept at their initial values", self.missing, limit)
         lines += _listed("unused", [f"{name} ({why})" for name, why in self.unused], limit)
@@ -97,8 +101,9 @@ def load_into(model: nn.Module, weights: str | Path | Loaded, strict: bool = Fal
     groups = _shared_tensors(model)
     loaded = _place_deformable(_place_last_stage(loaded, groups), groups)
     loaded, classes = pick_classes(loaded, {name: tensor for name, (tensor, _) in groups.items()}, () if strict else class_names)
+    loaded, inflated = _share_channels(groups, loaded)
     report, copies = _plan(groups, loaded)
-    report.classes = classes
+    report.classes, report.inflated = classes, inflated
     if strict:
         _require_all(report, loaded)
     _require_most(model, copies, report, loaded)
@@ -139,6 +144,19 @@ def _place_deformable(loaded: Loaded, groups: dict) -> Loaded:
         return inner if name not in groups and inner in groups else name
 
     return _renamed(loaded, place)
+
+
+def _share_channels(groups: dict, loaded: Loaded) -> tuple[Loaded, list[str]]:
+    """The weights with first convolutions that fit the model's images, and the names of those that were for RGB and are not now."""
+    shapes = {name: target.shape for name, (target, _) in groups.items() if name in loaded.state_dict and target.dim() == 4}
+    changed = [
+        name
+        for name, shape in shapes.items()
+        for theirs in [loaded.state_dict[name].shape]
+        if len(theirs) == 4 and theirs[1] == 3 != shape[1] and (theirs[0], *theirs[2:]) == (shape[0], *shape[2:])
+    ]
+    state = loaded.state_dict | {name: share_channels(loaded.state_dict[name], shapes[name][1]) for name in changed}
+    return (Loaded(loaded.kind, state, loaded.meta), changed) if changed else (loaded, [])
 
 
 def _renamed(loaded: Loaded, place: Callable[[str], str]) -> Loaded:

@@ -138,9 +138,11 @@ def _resolved(value: Any) -> Any:
         array = value.resolve()
         return array if array.shape else array[()]
     if isinstance(value, dict):
-        return type(value)((key, _resolved(item)) for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return type(value)(_resolved(item) for item in value)
+        return {_resolved(key): _resolved(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_resolved(item) for item in value]
+    if isinstance(value, tuple) and not isinstance(value, torch.Size):
+        return tuple(_resolved(item) for item in value)
     if isinstance(value, (_Dtype, type)) or callable(value):
         raise ValueError("something that is no value")
     return value
@@ -178,8 +180,8 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 def _read_torch(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals(_numpy_globals()):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_stand_ins()):
+            return _resolved(torch.load(path, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
         names = _unsafe_names(str(error))
         raise (_refused(path, names) if names else _damaged(path, _first_sentence(error))) from None
@@ -196,17 +198,9 @@ def _unsafe_names(message: str) -> list[str]:
     return sorted(set(re.findall(r"GLOBAL (\w+(?:\.\w+)+)", message)))
 
 
-def _numpy_globals() -> list[Any]:
-    """What `torch.load` must know besides, where scores or epochs were kept as numpy numbers."""
-    array, scalar, buffer = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0], np.empty(0).__reduce_ex__(5)[0]
-    named: list[Any] = [(np.ndarray, "numpy.ndarray"), (np.dtype, "numpy.dtype")]
-    for core in ("numpy.core", "numpy._core"):
-        named += [
-            (array, f"{core}.multiarray._reconstruct"),
-            (scalar, f"{core}.multiarray.scalar"),
-            (buffer, f"{core}.numeric._frombuffer"),
-        ]
-    return named + [type(np.dtype(code)) for code in ("?", "u1", "i4", "i8", "f4", "f8")]
+def _stand_ins() -> list[Any]:
+    """What `torch.load` gets in the place of numpy's classes, where scores or epochs were kept as numpy numbers."""
+    return [(value, f"{module}.{name}") for (module, name), value in _allowed().items() if module.startswith("numpy")]
 
 
 def _read_pickle(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Checkpoints of torchvision: Faster and Mask R-CNN with a ResNet FPN, and ResNet classifiers.
+"""Checkpoints of torchvision: its R-CNNs and RetinaNets, and ResNet, ResNeXt and MobileNetV3 classifiers.
 
 Class order, deltas and masks are laid out as here. Older files call the same layers without the inner ``.0``.
 """
@@ -21,13 +21,13 @@ def _trunk(theirs: str) -> list[tuple[str, str]]:
     ]
 
 
-def _pyramid(first: int = 1) -> list[tuple[str, str]]:
-    """The pyramid's levels, the finest of which we call `first`."""
+def _pyramid(first: int = 1, norms: bool = False) -> list[tuple[str, str]]:
+    """The pyramid's levels, the finest of which we call `first`, and whether norms follow the convolutions."""
     pairs = []
     for level in range(5 - first):
         for theirs, ours in (("inner_blocks", "fpn_inner"), ("layer_blocks", "fpn_layer")):
-            pairs.append((f"backbone.fpn.{theirs}.{level}.0.*", f"backbone.fpn.{ours}{level + first}.*"))
-            pairs.append((f"backbone.fpn.{theirs}.{level}.*", f"backbone.fpn.{ours}{level + first}.*"))
+            theirs, ours = f"backbone.fpn.{theirs}.{level}", f"backbone.fpn.{ours}{level + first}"
+            pairs += [(f"{theirs}.#.*", f"{ours}.#.*")] if norms else [(f"{theirs}.0.*", f"{ours}.*"), (f"{theirs}.*", f"{ours}.*")]
     return pairs
 
 
@@ -45,6 +45,7 @@ def _retinanet_heads(layers: int) -> list[tuple[str, str]]:
 
 _HEADS = [
     ("rpn.head.conv.0.0.*", "rpn.head.conv.*"),
+    ("rpn.head.conv.1.0.*", "rpn.head.conv2.*"),
     ("rpn.head.conv.*", "rpn.head.conv.*"),
     ("rpn.head.cls_logits.*", "rpn.head.cls_logits.*"),
     ("rpn.head.bbox_pred.*", "rpn.head.bbox_pred.*"),
@@ -57,12 +58,24 @@ _HEADS = [
 # The heads are Sequentials: masks have a block for each convolution, keypoints a ReLU after each. Files are written with these names.
 _ROWS = [(f"roi_heads.mask_head.{n}.0.*", f"roi_heads.mask.feature_extractor.mask_fcn{n + 1}.*") for n in range(4)]
 _ROWS += [(f"roi_heads.keypoint_head.{2 * n}.*", f"roi_heads.keypoint.feature_extractor.conv_fcn{n + 1}.*") for n in range(8)]
-_HEADS = _ROWS + _HEADS
+# Of the second versions: convolution and norm in a block; our box head is flat, with convolution, norm and ReLU in a row.
+_NORMED_ROWS = [(f"roi_heads.mask_head.{n}.#.*", f"roi_heads.mask.feature_extractor.mask_fcn{n + 1}.#.*") for n in range(4)]
+_NORMED_ROWS += [
+    (f"roi_heads.box_head.{n}.{i}.*", f"roi_heads.box.feature_extractor.xconvs.{3 * n + i}.*") for n in range(4) for i in range(2)
+]
+_NORMED_ROWS.append(("roi_heads.box_head.5.*", "roi_heads.box.feature_extractor.fc6.*"))
+_MOBILENET = ("backbone.body.#.**", "backbone.body.features.#.**")
 
+DETECTION_V2 = Naming(
+    kind="torchvision (FPN with batch norm)",
+    marks=("roi_heads.box_head.0.1.weight",),
+    names=tuple(_trunk("backbone.body.") + _pyramid(norms=True) + _NORMED_ROWS + _HEADS),
+    expects=_INPUT,
+)
 DETECTION = Naming(
     kind="torchvision (FPN)",
     marks=("backbone.fpn.inner_blocks.**",),
-    names=tuple(_trunk("backbone.body.") + _pyramid() + _HEADS),
+    names=(*_trunk("backbone.body."), _MOBILENET, *_pyramid(), *_ROWS, *_HEADS),
     expects=_INPUT,
 )
 RETINANET = Naming(
@@ -85,17 +98,25 @@ CLASSIFICATION = Naming(
     backbone_only=True,
     expects=_INPUT,
 )
+MOBILENET_CLASSIFICATION = Naming(
+    kind="ImageNet (torchvision's MobileNetV3)",
+    marks=("features.1.block.0.0.weight",),
+    names=(("features.#.**", "backbone.body.features.#.**"),),
+    dropped=(("classifier.**", "ImageNet classifier"),),
+    backbone_only=True,
+    expects=_INPUT,
+)
 
 
 def to_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """One of our models in torchvision's names, as its `load_state_dict` reads them.
 
     Args:
-        state: ``model.state_dict()`` of an FPN model with a ResNet trunk.
+        state: ``model.state_dict()`` of an FPN model with a ResNet or MobileNetV3 trunk.
     Raises:
         ValueError: a tensor has no counterpart there.
     """
-    naming = DETECTION
+    naming = DETECTION_V2 if "backbone.fpn.fpn_inner1.1.running_mean" in state else DETECTION
     if "rpn.head.cls_tower.0.weight" in state:
         naming = RETINANET_GN if "rpn.head.cls_tower.1.weight" in state else RETINANET
     # Anchors and the average of a loss are no weights there.

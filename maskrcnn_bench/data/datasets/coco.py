@@ -8,6 +8,7 @@ from typing import Any
 
 from maskrcnn_bench.data.datasets.stored import StoredDataset
 from maskrcnn_bench.data.store import AnnotationStore
+from maskrcnn_bench.data.store_cache import read_annotations
 
 
 class COCODataset(StoredDataset):
@@ -38,4 +39,4 @@ class COCODataset(StoredDataset):
     @staticmethod
     def read_store(ann_file: str | os.PathLike, root: str | os.PathLike) -> tuple[AnnotationStore, str]:
         """All annotations of the file, and the folder of the images."""
-        return AnnotationStore.from_json(ann_file), os.fspath(root)
+        return read_annotations(ann_file), os.fspath(root)

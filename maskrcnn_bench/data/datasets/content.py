@@ -22,13 +22,16 @@ class Content:
         self.source = source
         self.categories = [{"id": number, "name": name} for number, name in sorted(names.items())]
         self.images: list[dict] = []
+        self.sources: dict[int, str] = {}
         self.annotations: list[dict] = []
         self.faults: list[tuple[str, str, str, int | None, str]] = []
 
     def add_image(self, file_name: str, size: tuple[int, int], source: str = "", number: int | None = None) -> int:
         """Note an image of (width, height) `size`, pixels, and the file of its annotations; returns its id."""
         number = len(self.images) + 1 if number is None else number
-        self.images.append({"id": number, "file_name": file_name, "width": size[0], "height": size[1], "source": source})
+        self.images.append({"id": number, "file_name": file_name, "width": size[0], "height": size[1]})
+        if source:
+            self.sources[number] = source
         return number
 
     def add_object(
@@ -50,10 +53,11 @@ class Content:
             self.add_fault("stop", path, name, f"the image cannot be read ({error})")
             return 0, 0
 
-    def store(self, empty_extent: float = 0.0) -> AnnotationStore:
-        """Everything as flat arrays; this object is empty afterwards."""
-        content = {"images": self.images, "categories": self.categories, "annotations": self.annotations, "faults": self.faults}
-        return AnnotationStore(self.source, content, empty_extent)
+    def store(self, empty_extent: float = 0.0, corners_from: int | None = None) -> AnnotationStore:
+        """Everything as flat arrays, with the arguments of AnnotationStore; this object is empty afterwards."""
+        content = {"images": self.images, "categories": self.categories, "annotations": self.annotations}
+        self.images, self.annotations = [], []
+        return AnnotationStore(self.source, content, empty_extent, self.sources, self.faults, corners_from)
 
 
 def box_of_points(xs: Sequence[float], ys: Sequence[float]) -> list[float]:

@@ -53,7 +53,7 @@ class ImageNetDETDataset(StoredDataset):
         annotations, images = folder / "Annotations" / "DET" / split, folder / "Data" / "DET" / split
         for name, present in read_lists(folder / "ImageSets" / "DET", split).items():
             _read_image(content, annotations / f"{name}.xml", f"{name}.JPEG", classes, present)
-        return content.store(), str(images)
+        return content.store(corners_from=0), str(images)
 
 
 def read_map(path: Path) -> dict[str, tuple[int, str]]:

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 TRAIN_SPLITS = ("train",)
 TEST_SPLITS = ("val", "valid", "test")
+NOTHING = "no data set recognised"
 NO_SPLITS = "which has no splits: every fifth image by name is for testing"
 
 

@@ -7,10 +7,15 @@ import os
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from maskrcnn_bench.data.datasets.channels import ARRAY_SUFFIX, ChannelImage, WrongChannels, array_size, read_channels
+
 EXIF_ORIENTATION = 0x0112
+AGAIN = "copy it again, or take it out of the annotations"
 
 
-def read_photo(path: str, what: str, size: tuple[int, int] | None = None, on_exif: str = "auto") -> Image.Image:
+def read_photo(
+    path: str, what: str, size: tuple[int, int] | None = None, on_exif: str = "auto", channels: int | None = 3
+) -> Image.Image | ChannelImage:
     """Read an image file.
 
     Args:
@@ -19,22 +24,32 @@ def read_photo(path: str, what: str, size: tuple[int, int] | None = None, on_exi
         size: (width, height) the annotations give, pixels; None when they give none.
         on_exif: what to do when EXIF data asks for a turn: "rotate" turns; "ignore" does not; "auto" turns unless
             `size` is that of the unturned picture.
+        channels: 3 makes any picture RGB, another number reads the channels as they are stored; None takes any file.
     Returns:
-        An RGB image of 8 bits; grey, palette, CMYK, 16-bit and alpha are converted, alpha is dropped.
+        With 3 channels an RGB image of 8 bits; grey, palette, CMYK, 16-bit and alpha are converted, alpha is dropped.
     Raises:
         FileNotFoundError: when there is no such file.
         OSError: when it cannot be decoded.
         ValueError: when it has another size than its annotations say.
     """
+    as_stored = channels not in (3, None) or path.endswith(ARRAY_SUFFIX)
     try:
-        with Image.open(path) as image:
-            image.load()
+        if as_stored:
+            image = read_channels(path, what, channels)
+        else:
+            with Image.open(path) as image:
+                image.load()
+    except WrongChannels:
+        raise
     except FileNotFoundError:
         remedy = "check the image folder, or take the image out of the annotations"
         raise FileNotFoundError(f"no image file {path} for {what}; {remedy}") from None
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise OSError(f"{path} ({what}) cannot be read ({error}); copy it again, or take it out of the annotations") from error
-    image = to_rgb(_turned(image, size, on_exif))
+    except UnidentifiedImageError as error:
+        raise OSError(f"{path} ({what}) cannot be read (no kind of image that is known); {AGAIN}") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise OSError(f"{path} ({what}) cannot be read ({error}); {AGAIN}") from error
+    if not as_stored:
+        image = to_rgb(_turned(image, size, on_exif))
     if size and image.size != tuple(size):
         found, expected = "{} x {}".format(*image.size), "{} x {}".format(*size)
         raise ValueError(f"{path} ({what}): expected {expected} pixels as its annotations say, got {found}; use their own image")
@@ -61,6 +76,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def photo_size(path: str) -> tuple[int, int]:
     """(width, height) after the turn that EXIF data asks for, read from the head of the file, pixels."""
+    if path.endswith(ARRAY_SUFFIX):
+        return array_size(path)
     with Image.open(path) as image:
         width, height = image.size
         swapped = image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import mmap
 import re
 from collections.abc import Callable, Mapping
 from itertools import islice
@@ -16,7 +17,7 @@ from maskrcnn_bench.data.datasets.cityscapes import CityScapesDataset, find_city
 from maskrcnn_bench.data.datasets.coco import COCODataset
 from maskrcnn_bench.data.datasets.imagenet_det import ImageNetDETDataset, find_imagenet_det
 from maskrcnn_bench.data.datasets.instance_png import InstancePNGDataset, find_instance_png
-from maskrcnn_bench.data.datasets.layout import TEST_SPLITS, TRAIN_SPLITS, NoSplitError, Source, splits
+from maskrcnn_bench.data.datasets.layout import NOTHING, TEST_SPLITS, TRAIN_SPLITS, NoSplitError, Source, splits
 from maskrcnn_bench.data.datasets.stored import StoredDataset
 from maskrcnn_bench.data.datasets.toy import MARKER
 from maskrcnn_bench.data.datasets.visual_genome import VisualGenomeDataset, find_visual_genome
@@ -73,6 +74,7 @@ def read_dataset(
     source = find_source(name, catalog, is_train, root, keypoints, masks)
     wanted = {
         "masks": masks,
+        "require_masks": masks,
         "remove_images_without_annotations": is_train and not keep_empty,
         "use_difficult": not is_train,
         "transforms": None,
@@ -93,9 +95,7 @@ def _accepted(factory: Callable, arguments: Mapping[str, Any]) -> dict[str, Any]
     return {k: v for k, v in arguments.items() if k in parameters}
 
 
-def find_source(
-    name: str, catalog: Any, is_train: bool, root: str | None = None, keypoints: bool = False, masks: bool = False
-) -> Source:
+def find_source(name: str, catalog: Any, is_train: bool, root: str | None = None, keypoints: bool = False, masks: bool = False) -> Source:
     """What a name or a path means, without reading annotations."""
     known = getattr(catalog, "DATASETS", {})
     path = Path(name).expanduser()
@@ -132,7 +132,7 @@ def recognise_folder(folder: Path, is_train: bool, keypoints: bool = False, mask
         if found:
             return Source(factory, found[0], f"{folder}: {found[1]}")
     purpose = "training" if is_train else "testing"
-    raise NoSplitError(f"{folder}: no data set recognised for {purpose}. {EXPECTED}; SPLIT being {' or '.join(splits(is_train))}.")
+    raise NoSplitError(f"{folder}: {NOTHING} for {purpose}. {EXPECTED}; SPLIT being {' or '.join(splits(is_train))}.")
 
 
 def _coco_files(folder: Path, is_train: bool, keypoints: bool) -> list[Path]:
@@ -178,5 +178,9 @@ def find_image_folder(ann_file: Path) -> Path:
 
 def _some_images(ann_file: Path) -> list[str]:
     """The first file names in a COCO file, without parsing all of it."""
-    found = re.finditer(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', ann_file.read_bytes())
-    return [json.loads(match[1]) for match in islice(found, IMAGES_LOOKED_FOR)]
+    if ann_file.stat().st_size == 0:
+        return []
+    with open(ann_file, "rb") as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        found = re.finditer(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', content)
+        return [json.loads(match[1]) for match in islice(found, IMAGES_LOOKED_FOR)]

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from maskrcnn_bench.data.datasets.photo import photo_size, read_photo
-from maskrcnn_bench.data.faults import apply_policy, check_annotations
+from maskrcnn_bench.data.datasets.photo import read_photo
+from maskrcnn_bench.data.faults import apply_policy, check_annotations, missing_masks
 from maskrcnn_bench.data.store import NO_MASK, AnnotationStore
 from maskrcnn_bench.structures.bounding_box import BoxList
 from maskrcnn_bench.structures.keypoint import Keypoints, PersonKeypoints
@@ -42,6 +42,8 @@ class StoredDataset(Dataset):
         on_fault: "fix", "error" or "ignore" faulty annotations.
         on_exif: "auto", "rotate" or "ignore", as `read_photo` has it.
         classes: names of the classes to use, in this order; () takes all, by ascending category id.
+        channels: of the images: 3 makes any picture RGB of 8 bits, another number takes them as they are stored.
+        require_masks: an object without a mask is faulty where others have one.
     Raises:
         ValueError: when a class is unknown, the annotations are unusable, or no image is left.
     """
@@ -57,19 +59,25 @@ class StoredDataset(Dataset):
         on_fault: str = "fix",
         on_exif: str = "auto",
         classes: Sequence[str] = (),
+        require_masks: bool = False,
+        channels: int = 3,
     ):
         self.annotations = store
         self.root = os.fspath(root)
         self.transforms = transforms
         self.pixel = pixel
-        self.on_exif = on_exif
+        self.on_exif, self.channels = on_exif, channels
+        store.fill_sizes(self.root)
         self.findings, faulty = check_annotations(store)
+        if require_masks:
+            findings, missing = missing_masks(store, faulty)
+            self.findings, faulty = self.findings + findings, faulty | missing
         message = apply_policy(self.findings, on_fault, store.source)
         if message:
             logger.warning(message)
         self.faulty = faulty if on_fault == "fix" else np.zeros_like(faulty)
         self._name_classes(classes)
-        self._fill_sizes()
+        self._require_sizes()
         self.usable = ~self.faulty & ~store.crowd & (self.labels > 0) & self._wanted()
         self.has_masks = bool((store.mask_kinds[self.usable] != NO_MASK).any())
         self._name_points()
@@ -97,14 +105,12 @@ class StoredDataset(Dataset):
         known = table[place, 0] == self.annotations.category_ids if len(table) else np.zeros(len(place), dtype=bool)
         self.labels = np.where(known, table[place, 1], 0) if len(table) else np.zeros(len(place), dtype=np.int64)
 
-    def _fill_sizes(self) -> None:
-        """Sizes that the annotations do not give come from the images."""
+    def _require_sizes(self) -> None:
         store = self.annotations
         for i in np.flatnonzero((store.widths <= 0) | (store.heights <= 0)).tolist():
             path = os.path.join(self.root, store.file_names[i])
-            if not os.path.isfile(path):
-                raise FileNotFoundError(f"no image file {path} for image {store.image_label(i)}, whose annotations do not say its size")
-            store.widths[i], store.heights[i] = photo_size(path)
+            why = "cannot be read" if os.path.isfile(path) else "does not exist"
+            raise FileNotFoundError(f"{path} {why}, and the annotations of image {store.image_label(i)} do not say its size")
 
     def _name_points(self) -> None:
         names = [c["keypoints"] for c in self.annotations.categories if "keypoints" in c and c["name"] in self.class_names]
@@ -151,11 +157,11 @@ class StoredDataset(Dataset):
     def image_path(self, i: int) -> str:
         return os.path.join(self.root, self.annotations.file_names[self.images[i]])
 
-    def read_image(self, i: int) -> Image.Image:
-        """The photograph, RGB, in the frame of its annotations."""
+    def read_image(self, i: int) -> Any:
+        """The photograph in the frame of its annotations: an RGB image, or a ChannelImage where `channels` is not 3."""
         info = self.get_img_info(i)
         what = f"image id {info['id']} of {self.annotations.source_of(self.images[i])}"
-        return read_photo(self.image_path(i), what, (info["width"], info["height"]), self.on_exif)
+        return read_photo(self.image_path(i), what, (info["width"], info["height"]), self.on_exif, self.channels)
 
     def get_img_info(self, i: int) -> dict[str, Any]:
         """Height and width (pixels), file name and id of an image, without opening it."""

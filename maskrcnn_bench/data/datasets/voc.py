@@ -112,7 +112,7 @@ def read_voc(folder: Path, split: str, masks: bool = False) -> tuple[AnnotationS
         more = {"area": entry["area"]} if masks else {}
         content.add_object(number, classes.index(entry["name"]) + 1, entry["bbox"], entry.get("mask"), **more)
     difficult = np.array([entry["difficult"] for _, entry in objects], dtype=bool)
-    return content.store(EMPTY_EXTENT), difficult, names
+    return content.store(EMPTY_EXTENT, corners_from=1), difficult, names
 
 
 def _with_masks(content: Content, path: Path, image: str, size: tuple[int, int], objects: list[dict]) -> list[dict]:

@@ -10,8 +10,9 @@ from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from ...layers.blocks import NormFactory
+from ...layers.blocks import NormFactory, freeze_norms
 from ...layers.deform_conv import DFConv2d
 
 BLOCK_COUNTS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -119,6 +120,7 @@ class StageBuilder:
         stages_with_dcn: which of the stages 1 to 4 have deformable 3x3 convolutions.
         modulated_dcn, deformable_groups: see DFConv2d.
         stem_pool_padding: see Stem.
+        freeze_statistics: whether batch norms of a frozen stage keep their statistics too.
     """
 
     def __init__(
@@ -135,6 +137,7 @@ class StageBuilder:
         modulated_dcn: bool = False,
         deformable_groups: int = 1,
         stem_pool_padding: int = 1,
+        freeze_statistics: bool = False,
     ):
         if depth not in BLOCK_COUNTS:
             raise ValueError(f"ResNet: expected a depth of {sorted(BLOCK_COUNTS)}, got {depth}")
@@ -143,6 +146,7 @@ class StageBuilder:
         self.stages_with_dcn = tuple(stages_with_dcn)
         self.make_deformable = partial(DFConv2d, modulated=modulated_dcn, deformable_groups=deformable_groups)
         self.stem_pool_padding = stem_pool_padding
+        self.freeze_statistics = freeze_statistics
         self.depth = depth
         self.stem_channels = stem_channels
         self.res2_channels = res2_channels
@@ -166,6 +170,11 @@ class StageBuilder:
         strides = [1 if stage == 1 else 2] + [1] * (count - 1)
         return nn.Sequential(*[self._block(c, stage, s) for c, s in zip(channels, strides, strict=True)])
 
+    def freeze(self, part: nn.Module) -> nn.Module:
+        """The stem or a stage, not to be trained."""
+        part.requires_grad_(False)
+        return freeze_norms(part) if self.freeze_statistics else part
+
     def _block(self, in_channels: int, stage: int, stride: int) -> nn.Module:
         out_channels = self.out_channels(stage)
         if self.depth < 50:
@@ -183,31 +192,35 @@ class ResNet(nn.Module):
         builder: makes the stages.
         return_stages: which of the stages 1 to 4 to answer, ascending; later stages are not built.
         freeze_at: the stem (1) and the stages before this number are not trained; 0 trains all.
+        checkpoint: whether the inside of a stage is computed again in the backward pass instead of being kept.
     """
 
-    def __init__(self, builder: StageBuilder, return_stages: tuple[int, ...], freeze_at: int):
+    def __init__(self, builder: StageBuilder, return_stages: tuple[int, ...], freeze_at: int, checkpoint: bool = False):
         super().__init__()
         self.return_stages = return_stages
+        self.checkpoint = checkpoint
         self.stem = builder.stem()
         for stage in range(1, return_stages[-1] + 1):
             setattr(self, f"layer{stage}", builder.stage(stage))
         self.out_channels_of_stages = [builder.out_channels(s) for s in return_stages]
-        self._freeze(freeze_at)
-
-    def _freeze(self, freeze_at: int) -> None:
-        for part in range(min(freeze_at, self.return_stages[-1] + 1)):
-            module = self.stem if part == 0 else getattr(self, f"layer{part}")
-            module.requires_grad_(False)
+        for name in ["stem", *(f"layer{s}" for s in range(1, return_stages[-1] + 1))][:freeze_at]:
+            setattr(self, name, builder.freeze(getattr(self, name)))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Images [N, 3, H, W] to the features of `return_stages`, finest first."""
         x = self.stem(x)
         features = []
         for stage in range(1, self.return_stages[-1] + 1):
-            x = getattr(self, f"layer{stage}")(x)
+            x = self._stage(getattr(self, f"layer{stage}"), x)
             if stage in self.return_stages:
                 features.append(x)
         return features
+
+    def _stage(self, stage: nn.Module, x: Tensor) -> Tensor:
+        if not (self.checkpoint and self.training):
+            return stage(x)
+        # Nothing is drawn at random inside; reading the generator of a GPU would wait for it.
+        return checkpoint(stage, x, use_reentrant=False, preserve_rng_state=False)
 
 
 class ResNetHead(nn.Module):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...layers.blocks import NormFactory, conv, init_normal, linear
+from ...layers.masked_norm import MaskedSequential
 from ...layers.nms import batched_nms_keep, move_apart
 from ...structures.bounding_box import BoxListBatch, Detections, fill_unused
 from ..box_coder import BoxCoder, clip_boxes
@@ -66,7 +67,7 @@ class XConvFeatureExtractor(nn.Module):
         in_channels: channels of the features.
         conv_channels, num_convs, dilation: of the convolutions.
         hidden: width of the fully connected layer.
-        norm: group norm behind each convolution, or None.
+        norm: norm behind each convolution, or None.
     """
 
     def __init__(
@@ -86,13 +87,13 @@ class XConvFeatureExtractor(nn.Module):
             block = conv(in_channels if i == 0 else conv_channels, conv_channels, 3, dilation=dilation, norm=norm, relu=True)
             nn.init.normal_(block[0].weight, std=0.01)
             layers.extend(block)
-        self.xconvs = nn.Sequential(*layers)
+        self.xconvs = MaskedSequential(*layers)
         self.fc6 = linear(conv_channels * pooler.output_size**2, hidden)
         self.out_channels = hidden
 
     def forward(self, features: list[Tensor], rois: RoIs) -> Tensor:
         """[R, hidden]"""
-        return F.relu(self.fc6(self.xconvs(self.pooler(features, rois)).flatten(1)))
+        return F.relu(self.fc6(self.xconvs(self.pooler(features, rois), rois.valid).flatten(1)))
 
 
 class BoxPredictor(nn.Module):
@@ -123,12 +124,14 @@ class BoxTargets:
         matcher: proposals to objects.
         sampler: draws the proposals that count.
         pixel: the pixel rule.
+        kept: fields of the proposals that the samples have too.
     """
 
-    def __init__(self, matcher: Matcher, sampler: BalancedSampler, pixel: int):
+    def __init__(self, matcher: Matcher, sampler: BalancedSampler, pixel: int, kept: tuple[str, ...] = ()):
         self.matcher = matcher
         self.sampler = sampler
         self.pixel = pixel
+        self.kept = kept
 
     @torch.no_grad()
     def __call__(self, proposals: BoxListBatch, targets: BoxListBatch, keys: Tensor) -> BoxListBatch:
@@ -149,6 +152,8 @@ class BoxTargets:
         out.add_field("labels", torch.where(samples.valid, labels.gather(1, samples.inds), 0))
         out.add_field("matched_inds", torch.where(samples.positive, objects.gather(1, samples.inds), 0))
         out.add_field("positive", samples.positive)
+        for name in self.kept:
+            out.add_field(name, proposals.get_field(name).gather(1, samples.inds))
         return out
 
     def positive_slots(self, samples: BoxListBatch) -> int:

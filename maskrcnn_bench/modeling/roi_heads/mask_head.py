@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...layers.blocks import NormFactory, conv
 from ...layers.mask_targets import bitmap_targets, polygon_targets
+from ...layers.masked_norm import MaskedSequential
 from ...structures.bounding_box import BoxListBatch
 from ...structures.segmentation_mask import PackedMasks
 from ..losses import binary_cross_entropy, count
@@ -25,7 +26,7 @@ class MaskFPNFeatureExtractor(nn.Module):
         in_channels: channels of the features.
         channels: of each convolution.
         dilation: of each convolution.
-        norm: group norm behind each convolution, or None.
+        norm: norm behind each convolution, or None.
     """
 
     def __init__(self, pooler: Pooler, in_channels: int, channels: tuple[int, ...], dilation: int, norm: NormFactory | None = None):
@@ -35,14 +36,15 @@ class MaskFPNFeatureExtractor(nn.Module):
         for name, before, after in zip(self.blocks, (in_channels, *channels), channels, strict=False):
             layer = conv(before, after, 3, dilation=dilation, norm=norm)
             nn.init.kaiming_normal_((layer[0] if norm else layer).weight, mode="fan_out", nonlinearity="relu")
-            self.add_module(name, layer)
+            self.add_module(name, MaskedSequential(*layer) if norm else layer)
         self.out_channels = channels[-1]
 
     def forward(self, features: list[Tensor], rois: RoIs) -> Tensor:
         """[R, C, h, w]"""
         x = self.pooler(features, rois)
         for name in self.blocks:
-            x = F.relu_(getattr(self, name)(x))
+            layer = getattr(self, name)
+            x = F.relu_(layer(x, rois.valid) if isinstance(layer, MaskedSequential) else layer(x))
         return x
 
 
@@ -52,7 +54,7 @@ class MaskDeconvPredictor(nn.Module):
     Args:
         in_channels: channels of the features.
         hidden: channels after the transposed convolution.
-        num_classes: K, background included.
+        num_classes: K, background included; 2 when masks don't depend on the class.
     """
 
     def __init__(self, in_channels: int, hidden: int, num_classes: int):
@@ -150,6 +152,13 @@ MASK_TARGETS: dict[str, MaskTarget] = {
 """How the target of a mask is made: (masks, boxes xyxy pixels [R, 4], image sizes [R, 2], objects [R] or -1, S) -> [R, S, S]."""
 
 
+def own_masks(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mask of each box's class; where there are only two, the second is that of objects of any class. [R, K, S, S] -> [R, S, S]"""
+    if logits.shape[1] == 2:
+        labels = labels.clamp(max=1)
+    return logits[torch.arange(len(logits), device=logits.device), labels]
+
+
 class MaskLoss:
     """Binary cross-entropy of the mask of the object's class, over positives.
 
@@ -172,7 +181,7 @@ class MaskLoss:
             targets: ground truth with masks.
         """
         wanted = self.targets(rois, rois.take(samples.get_field("matched_inds")), targets)
-        own = logits[torch.arange(len(logits), device=logits.device), rois.take(samples.get_field("labels"))]
+        own = own_masks(logits, rois.take(samples.get_field("labels")))
         loss = binary_cross_entropy(own, wanted, rois.valid)
         return {"loss_mask": loss / (count(rois.valid) * self.resolution**2)}
 
@@ -233,11 +242,19 @@ class ROIMaskHead(nn.Module):
     def forward(self, features: list[Tensor], detections: BoxListBatch) -> BoxListBatch:
         """Detections with the field `mask`: probabilities of the mask of their class. [N, D, 1, S, S]"""
         rois = RoIs.flatten(detections, is_static(self.static_shapes, detections.boxes.device))
+        return add_masks(detections, rois, self.probabilities(features, rois, rois.take(detections.get_field("labels"))))
+
+    def probabilities(self, features: list[Tensor], rois: RoIs, labels: Tensor) -> Tensor:
+        """The mask of each RoI for its label [R]. [R, S, S]"""
         logits = self.predictor(self.feature_extractor(features, rois))
-        own = logits[torch.arange(len(logits), device=logits.device), rois.take(detections.get_field("labels"))]
-        probabilities = torch.where(rois.valid[:, None, None, None], own.float().sigmoid()[:, None], 0.0)
-        detections.add_field("mask", rois.scatter(probabilities))
-        return detections
+        return own_masks(logits, labels).float().sigmoid()
+
+
+def add_masks(detections: BoxListBatch, rois: RoIs, probabilities: Tensor) -> BoxListBatch:
+    """Detections with the field `mask` [N, D, 1, S, S] from the masks of their RoIs [R, S, S]."""
+    probabilities = torch.where(rois.valid[:, None, None, None], probabilities[:, None], 0.0)
+    detections.add_field("mask", rois.scatter(probabilities))
+    return detections
 
 
 def keep_slots(batch: BoxListBatch, slots: int, valid: Tensor) -> BoxListBatch:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ...layers.blocks import NormFactory, init_normal
-from ...layers.nms import batched_nms_keep
+from ...layers.nms import batched_nms_keep, move_apart
 from ...layers.sigmoid_focal_loss import sigmoid_focal_loss
 from ...structures.bounding_box import BoxListBatch, Detections, fill_unused
 from ...structures.image_list import ImageList
-from ..box_coder import BoxCoder, clip_boxes
+from ..box_coder import BoxCoder
 from ..losses import RegressionLoss
 from ..matcher import Matcher
 from .anchor_generator import AnchorGenerator
@@ -74,6 +74,7 @@ class RetinaNetSelector:
         clip: whether boxes are clipped to the image.
         drop_empty: whether boxes without extent go.
         pixel: the pixel rule.
+        nms_offset: whether classes are kept apart in the suppression by moving their boxes.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class RetinaNetSelector:
         clip: bool,
         drop_empty: bool,
         pixel: int,
+        nms_offset: bool = False,
     ):
         self.box_coder = box_coder
         self.first_label = first_label
@@ -99,6 +101,7 @@ class RetinaNetSelector:
         self.clip = clip
         self.drop_empty = drop_empty
         self.pixel = pixel
+        self.nms_offset = nms_offset
 
     def __call__(self, anchors: list[Tensor], logits: list[Tensor], regression: list[Tensor], sizes: Tensor) -> Detections:
         """Selects detections.
@@ -109,17 +112,15 @@ class RetinaNetSelector:
             regression: of each level. L x [N, A_l, 4]
             sizes: (width, height) of the images. [N, 2]
         """
-        levels = [self._best_of_level(*level) for level in zip(anchors, logits, regression, strict=True)]
+        levels = [self._best_of_level(*level, sizes) for level in zip(anchors, logits, regression, strict=True)]
         boxes, scores, classes = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
-        if self.clip:
-            boxes = clip_boxes(boxes, sizes, self.pixel)
         valid = scores > self.score_thresh
         if self.drop_empty:
             valid = valid & (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
         keep = self._suppress(boxes, scores, classes, valid, logits[0].shape[-1])
         return self._best_of_all(boxes, torch.where(keep, scores, -torch.inf), classes, sizes)
 
-    def _best_of_level(self, anchors: Tensor, logits: Tensor, regression: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _best_of_level(self, anchors: Tensor, logits: Tensor, regression: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best pairs: boxes [N, R, 4], probabilities [N, R], outputs [N, R].
 
         The anchors of the best n pairs are among the n anchors with the best classes, so only these are ranked pair by pair.
@@ -130,20 +131,19 @@ class RetinaNetSelector:
         pairs = logits.gather(1, anchor_inds[..., None].expand(-1, -1, num_outputs)).sigmoid().flatten(1)
         scores, pair_inds = pairs.topk(min(self.pre_nms_top_n, pairs.shape[1]), dim=1)
         inds = anchor_inds.gather(1, pair_inds // num_outputs)
-        codes = regression.gather(1, inds[..., None].expand(-1, -1, 4))
-        return self.box_coder.decode(codes, anchors[inds]), scores, pair_inds % num_outputs
+        boxes, _ = self.box_coder.decode_chosen(regression, anchors, inds, sizes, self.clip)
+        return boxes, scores, pair_inds % num_outputs
 
     def _suppress(self, boxes: Tensor, scores: Tensor, classes: Tensor, valid: Tensor, num_outputs: int) -> Tensor:
         """Which pairs stay; a row of the suppression is one class of one image. [N, R]"""
         n, r = scores.shape
         own = classes[:, None] == torch.arange(num_outputs, device=classes.device)[:, None]  # [N, K, R]
+        own = own & valid[:, None]
+        rivals = boxes[:, None].expand(-1, num_outputs, -1, -1)
+        rivals = move_apart(rivals, own) if self.nms_offset else rivals
         rows = (n * num_outputs, r)
         keep = batched_nms_keep(
-            boxes[:, None].expand(-1, num_outputs, -1, -1).reshape(*rows, 4),
-            scores[:, None].expand(-1, num_outputs, -1).reshape(rows),
-            (own & valid[:, None]).view(rows),
-            self.nms_thresh,
-            self.pixel,
+            rivals.reshape(*rows, 4), scores[:, None].expand(-1, num_outputs, -1).reshape(rows), own.view(rows), self.nms_thresh, self.pixel
         )
         return keep.view_as(own).any(dim=1)
 

@@ -15,7 +15,7 @@ from ...layers.blocks import init_normal
 from ...layers.nms import batched_nms_keep, move_apart
 from ...structures.bounding_box import BoxListBatch, fill_unused
 from ...structures.image_list import ImageList
-from ..box_coder import BoxCoder, clip_boxes
+from ..box_coder import BoxCoder
 from ..losses import RegressionLoss, binary_cross_entropy, count
 from ..matcher import Matcher
 from ..sampler import BalancedSampler, Samples
@@ -23,24 +23,35 @@ from .anchor_generator import AnchorGenerator
 
 
 class RPNHead(nn.Module):
-    """One 3x3 convolution, then objectness and box regression of every anchor.
+    """One or more 3x3 convolutions, then objectness and box regression of every anchor.
+
+    The convolutions are `conv`, `conv2`, `conv3`, ...
 
     Args:
         in_channels: channels of the features.
         num_anchors: anchors at one location.
-        conv_channels: channels of the convolution.
+        conv_channels: channels of each convolution.
+        num_convs: how many convolutions.
     """
 
-    def __init__(self, in_channels: int, num_anchors: int, conv_channels: int):
+    def __init__(self, in_channels: int, num_anchors: int, conv_channels: int, num_convs: int = 1):
         super().__init__()
-        self.conv = init_normal(nn.Conv2d(in_channels, conv_channels, 3, padding=1), 0.01)
+        self.convs = ["conv", *(f"conv{i}" for i in range(2, num_convs + 1))]
+        for name in self.convs:
+            self.add_module(name, init_normal(nn.Conv2d(in_channels, conv_channels, 3, padding=1), 0.01))
+            in_channels = conv_channels
         self.cls_logits = init_normal(nn.Conv2d(conv_channels, num_anchors, 1), 0.01)
         self.bbox_pred = init_normal(nn.Conv2d(conv_channels, num_anchors * 4, 1), 0.01)
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Features to objectness logits L x [N, A_l, H, W] and regression L x [N, 4 A_l, H, W]."""
-        hidden = [F.relu_(self.conv(f)) for f in features]
+        hidden = [self._hidden(f) for f in features]
         return [self.cls_logits(h) for h in hidden], [self.bbox_pred(h) for h in hidden]
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        for name in self.convs:
+            x = F.relu_(getattr(self, name)(x))
+        return x
 
 
 def flatten_level(x: Tensor, entries: int) -> Tensor:
@@ -60,6 +71,7 @@ class ProposalSelector:
         per_batch: whether the images of a batch compete.
         nms_thresh: overlap above which the box with the lower score goes.
         min_size: least width and height, pixels.
+        score_thresh: least probability.
         drop_empty: whether boxes of exactly `min_size` go too.
         rank_by: "probability" or "logit".
         pixel: the pixel rule.
@@ -81,6 +93,7 @@ class ProposalSelector:
         pixel: int,
         nms_offset: bool = False,
         zero_boxes: bool = False,
+        score_thresh: float = 0.0,
     ):
         self.box_coder = box_coder
         self.pre_nms_top_n = pre_nms_top_n
@@ -89,6 +102,7 @@ class ProposalSelector:
         self.per_batch = per_batch
         self.nms_thresh = nms_thresh
         self.min_size = min_size
+        self.score_thresh = score_thresh
         self.drop_empty = drop_empty
         self.rank_by = rank_by
         self.pixel = pixel
@@ -110,7 +124,7 @@ class ProposalSelector:
         slots = max(scores.shape[1] for _, scores in levels)
         boxes = torch.stack([_pad_slots(b, slots, 0.0) for b, _ in levels], dim=1)  # [N, L, slots, 4]
         scores = torch.stack([_pad_slots(s, slots, -torch.inf) for _, s in levels], dim=1)
-        valid = self._large_enough(boxes) & (scores > -torch.inf)
+        valid = self._probable(scores)
         rivals = move_apart(boxes, valid) if self.nms_offset else boxes
         keep = batched_nms_keep(
             rivals.flatten(0, 1), scores.flatten(0, 1), valid.flatten(0, 1), self.nms_thresh, self.pixel, self.post_nms_top_n
@@ -121,13 +135,16 @@ class ProposalSelector:
     def _best_of_level(self, anchors: Tensor, objectness: Tensor, regression: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
         ranked = objectness.sigmoid() if self.rank_by == "probability" else objectness
         scores, inds = ranked.topk(min(self.pre_nms_top_n, ranked.shape[1]), dim=1)
-        codes = regression.gather(1, inds[..., None].expand(-1, -1, 4))
-        boxes = self.box_coder.decode(codes, anchors[inds])
-        return clip_boxes(boxes, sizes, self.pixel), scores
+        boxes, large_enough = self.box_coder.decode_chosen(
+            regression, anchors, inds, sizes, clip=True, min_size=self.min_size, strict=self.drop_empty
+        )
+        return boxes, torch.where(large_enough, scores, -torch.inf)
 
-    def _large_enough(self, boxes: Tensor) -> Tensor:
-        side = boxes[..., 2:] - boxes[..., :2] + self.pixel
-        return (side > self.min_size if self.drop_empty else side >= self.min_size).all(dim=-1)
+    def _probable(self, scores: Tensor) -> Tensor:
+        """Which slots hold a box of at least the lowest probability; an empty slot has minus infinity."""
+        if not self.score_thresh:
+            return scores > -torch.inf
+        return (scores if self.rank_by == "probability" else scores.sigmoid()) >= self.score_thresh
 
     def _best_of_all(self, boxes: Tensor, scores: Tensor, sizes: Tensor, num_levels: int) -> BoxListBatch:
         limit = self.post_nms_top_n * num_levels
@@ -168,8 +185,9 @@ def append_objects(proposals: BoxListBatch, targets: BoxListBatch) -> BoxListBat
         proposals.sizes,
         pixel=proposals.pixel,
     )
-    objectness = proposals.get_field("objectness")
-    out.add_field("objectness", torch.cat([objectness, torch.ones_like(targets.boxes[..., 0])], dim=1))
+    if "objectness" in proposals.fields:
+        ones = torch.ones_like(targets.boxes[..., 0])
+        out.add_field("objectness", torch.cat([proposals.get_field("objectness"), ones], dim=1))
     out.add_field("is_object", torch.cat([torch.zeros_like(proposals.valid), torch.ones_like(targets.valid)], dim=1))
     return out
 
