@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from maskrcnn_bench.utils.logger import NAME, close_handlers
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -46,3 +50,14 @@ def shared_dir() -> Path:
 def repository() -> Path:
     """The root of the checkout."""
     return REPOSITORY
+
+
+@pytest.fixture(autouse=True)
+def quiet_afterwards() -> Iterator[None]:
+    """A program that a test called may have set up its log; the next test's output is not that program's."""
+    yield
+    for name in list(logging.root.manager.loggerDict):
+        if name.split(".")[0] == NAME and isinstance(logging.root.manager.loggerDict[name], logging.Logger):
+            logger = logging.getLogger(name)
+            close_handlers(logger)
+            logger.propagate = True
