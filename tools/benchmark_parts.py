@@ -243,14 +243,13 @@ def reference_loader(folder: Path, cfg, flips: bool = True):
         boxes[:, 2:] += boxes[:, :2]
         target = {"boxes": boxes, "labels": torch.tensor([o["category_id"] for o in objects])}
         picture = F.pil_to_tensor(image)
-        if cfg.MODEL.MASK_ON:
-            rles = [coco_mask.frPyObjects(o["segmentation"], *picture.shape[1:]) for o in objects]
-            target["masks"] = torch.stack([torch.as_tensor(coco_mask.decode(rle)).any(dim=2) for rle in rles]).byte()
+        # The reference script does this for every model, also for one without masks (coco_utils.py, unless --use-v2).
+        rles = [coco_mask.frPyObjects(o["segmentation"], *picture.shape[1:]) for o in objects]
+        target["masks"] = torch.stack([torch.as_tensor(coco_mask.decode(rle)).any(dim=2) for rle in rles]).byte()
         if flips and index % 2:
             picture, width = F.horizontal_flip(picture), picture.shape[2]
             target["boxes"] = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1)
-            if "masks" in target:
-                target["masks"] = target["masks"].flip(2)
+            target["masks"] = target["masks"].flip(2)
         return F.to_dtype(picture, torch.float, scale=True), target
 
     def batches():
