@@ -141,11 +141,21 @@ def inference_cases(quick: bool, device: str) -> Iterator[Case]:
             for dtype in (torch.float32, torch.bfloat16):
                 name = f"{'P3' if device == 'cpu' else 'P2'}.{kind}_{'fp32' if dtype == torch.float32 else 'bf16'}"
                 what = f"inference, {kind} R-CNN R-50-FPN, {size[1]}x{size[0]}, batch {batch}"
-                runs = [answering(ours, images, dtype, device), answering(peer, scaled, dtype, device)]
+                mine = ours if device == "cpu" else replaying(plain.for_inference(dtype))
+                runs = [answering(mine, images, dtype, device), answering(peer, scaled, dtype, device)]
                 yield Case(name if batch == 1 else f"{name}_batch{batch}", what, *runs, equal, device, batch)
 
 
-def answering(model: torch.nn.Module, images: list[torch.Tensor], dtype: torch.dtype, device: str) -> Callable[[], object]:
+def replaying(model: torch.nn.Module) -> Callable[[list[torch.Tensor]], object]:
+    """The model as it is tested on a GPU with TEST.CUDA_GRAPH."""
+    from maskrcnn_bench.engine.graphs import CudaRecorder, Recordings, ReplayedModel
+    from maskrcnn_bench.structures.image_list import to_image_list
+
+    replayed = ReplayedModel(model, Recordings(CudaRecorder(), "cuda", required=True)).eval()
+    return lambda images: replayed(to_image_list(images, 32))
+
+
+def answering(model: Callable, images: list[torch.Tensor], dtype: torch.dtype, device: str) -> Callable[[], object]:
     """Detections with everything on the host, as whoever asked for them wants it."""
 
     def run() -> object:
@@ -166,8 +176,22 @@ def training_cases(quick: bool, device: str) -> Iterator[Case]:
         for dtype in (torch.float32, torch.bfloat16):
             name = f"{'P4' if device == 'cpu' else 'P1'}.{kind}_{'fp32' if dtype == torch.float32 else 'bf16'}"
             what = f"training step, {kind} R-CNN R-50-FPN, {size[1]}x{size[0]}, batch {batch}"
-            steps = [stepping(ours, mine, dtype, device), stepping(peer, theirs, dtype, device)]
-            yield Case(name, what, *steps, equal, device, batch)
+            step = stepping(ours, mine, dtype, device) if device == "cpu" else recorded_stepping(ours, mine, dtype)
+            yield Case(name, what, step, stepping(peer, theirs, dtype, device), equal, device, batch)
+
+
+def recorded_stepping(model: torch.nn.Module, arguments: tuple, dtype: torch.dtype) -> Callable[[], object]:
+    """A step as the programs do it on a GPU with SOLVER.CUDA_GRAPH."""
+    from maskrcnn_bench.engine.graphs import CudaRecorder, Recordings
+    from maskrcnn_bench.engine.trainer import Step
+    from maskrcnn_bench.structures.image_list import to_image_list
+
+    images, targets = to_image_list(arguments[0], 32), arguments[1]
+    images.keys = torch.arange(len(images), device="cuda")
+    parameters = [p for p in model.train().parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=1e-5, momentum=0.9, fused=True)
+    step = Step(model, optimizer, "cuda", dtype, recordings=Recordings(CudaRecorder(), "cuda", required=True))
+    return lambda: step([(images, targets)], 1)
 
 
 def training_batch(batch: int, size: tuple[int, int], device: str, each: int = 8) -> tuple[tuple, tuple]:
