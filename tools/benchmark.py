@@ -112,7 +112,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU; `maskrcnn-bench doctor` says why")
     if args.table:
-        print(benchmark_table.table(benchmark_table.rows(args.table, args.device, args.steps, args.opts)))
+        for line in benchmark_table.lines(benchmark_table.rows(args.table, args.device, args.steps, args.opts)):
+            print(line, flush=True)
         return 0
     command = "python tools/benchmark.py " + " ".join(sys.argv[1:] if argv is None else argv)
     wanted = tuple(w for w in args.only.split(",") if w)

@@ -60,9 +60,10 @@ def one_step(step, batches, iteration: int):
     return lambda: step([next(batches)], iteration)
 
 
-def table(found: Iterable[dict]) -> str:
-    """The rows as Markdown."""
-    lines = ["| model | devices | batch size | lr | steps trained | time/epoch | memory/device | mAP |", "|" + "---|" * 8]
+def lines(found: Iterable[dict]) -> Iterable[str]:
+    """The rows as lines of Markdown, each as soon as it is known."""
+    yield "| model | devices | batch size | lr | steps trained | time/epoch | memory/device | mAP |"
+    yield "|" + "---|" * 8
     for row in found:
         hours = f"{row['epoch'] / 3600:.2f} h"
         cells = (
@@ -75,5 +76,4 @@ def table(found: Iterable[dict]) -> str:
             f"{row['bytes'] / 2**20:.0f} MiB",
             f"{row['mAP']:.1f}",
         )
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+        yield f"| {' | '.join(map(str, cells))} |"
