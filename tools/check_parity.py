@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from torch import Tensor
 # A checkout works without being installed.
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
-from parity_fixture import MIN_IOU, Boxes, Fixture, Limits, Pairing, pair  # noqa: E402
+from parity_fixture import Fixture  # noqa: E402
 
 from maskrcnn_bench.config import load_config  # noqa: E402
 from maskrcnn_bench.config.dialect import get_dialect  # noqa: E402
@@ -42,30 +41,13 @@ from maskrcnn_bench.structures.keypoint import PersonKeypoints  # noqa: E402
 from maskrcnn_bench.structures.mask_paste import paste_rle  # noqa: E402
 from maskrcnn_bench.structures.segmentation_mask import SegmentationMask  # noqa: E402
 from maskrcnn_bench.weights import load_into, recognise  # noqa: E402
+from maskrcnn_bench.weights.pairing import MIN_IOU, Boxes, Limits, Pairing, pair  # noqa: E402
+from maskrcnn_bench.weights.receipt import FEATURES, INPUT, KEYPOINTS, MAX_SWAPPED, Row  # noqa: E402
 
-INPUT = 2e-5  # one step of float32 between 128 and 256
-FEATURES = 1e-4  # features, logits, scores: absolute, in units of the array's standard deviation where that is above 1
 LOSSES = 1e-5  # relative
 GRADIENTS = 1e-4  # relative
-KEYPOINTS = 1e-2  # pixels
 POOLERS_RECORDED = {"align": "ROIAlignLegacy", "crop": "ROICrop", "crop_max": "ROICropMax", "pool": "ROIPool"}
-MAX_SWAPPED = 0.05  # of the boxes of both sides, may be exchanged at a threshold
 PIXELS = 1e-3  # of an image, that may differ in a pasted mask
-
-
-@dataclass
-class Row:
-    stage: str
-    difference: float
-    tolerance: float
-    note: str = ""
-
-    @property
-    def ok(self) -> bool:
-        return self.difference <= self.tolerance  # NaN is not
-
-    def __str__(self) -> str:
-        return f"  {self.stage:22} {self.difference:10.2e} {self.tolerance:10.2e}  {'ok' if self.ok else 'FAIL'}  {self.note}".rstrip()
 
 
 class Check:

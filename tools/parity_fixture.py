@@ -1,4 +1,4 @@
-"""Reading a parity fixture (what it is, its weights, its arrays), and pairing its boxes with ours."""
+"""Reading a parity fixture: what it is, its weights, its arrays."""
 
 from __future__ import annotations
 
@@ -14,10 +14,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-
-from maskrcnn_bench.weights.pairing import MIN_IOU, Boxes, Limits, Pairing, pair
-
-__all__ = ["MIN_IOU", "Boxes", "Fixture", "Limits", "Pairing", "pair"]
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
