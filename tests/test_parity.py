@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from maskrcnn_bench.config import load_config
+from maskrcnn_bench.weights.pairing import Boxes, Limits, pair
 
 FIXTURES = [
     "mb/e2e_faster_rcnn_R_50_FPN_1x",
@@ -150,23 +151,23 @@ def test_overrides_of_one_value_stay_lists_where_the_key_is_a_list(fixture_modul
     assert (config.MODEL.RPN.ANCHOR_STRIDE, config.INPUT.MIN_SIZE_TRAIN, config.INPUT.MIN_SIZE_TEST) == ((16,), (300,), 300)
 
 
-def scored(fixture_module, boxes, scores, labels=None):
+def scored(boxes, scores, labels=None):
     labels = torch.tensor(labels) if labels else torch.ones(len(boxes))
-    return fixture_module.Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), torch.tensor(scores), labels, 0)
+    return Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), torch.tensor(scores), labels, 0)
 
 
-def judge(fixture_module, theirs, ours):
-    return fixture_module.pair(theirs, ours, fixture_module.Limits(0.001, 1e-4, 0.5, 0.05))
+def judge(theirs, ours):
+    return pair(theirs, ours, Limits(0.001, 1e-4, 0.5, 0.05))
 
 
 FAR = [500.0, 500.0, 600.0, 600.0]
 
 
-def test_pairs_do_not_depend_on_the_order(fixture_module):
+def test_pairs_do_not_depend_on_the_order():
     boxes, scores, labels = [[0, 0, 100, 100], [0, 0, 100, 100], FAR], [0.9, 0.8, 0.7], [1, 2, 1]
-    theirs = scored(fixture_module, boxes, scores, labels)
-    ours = scored(fixture_module, boxes[::-1], scores[::-1], labels[::-1])
-    found = judge(fixture_module, theirs, ours)
+    theirs = scored(boxes, scores, labels)
+    ours = scored(boxes[::-1], scores[::-1], labels[::-1])
+    found = judge(theirs, ours)
     assert dict(zip(found.theirs, found.ours)) == {0: 2, 1: 1, 2: 0}
     assert not found.swapped and not found.lost
 
@@ -176,35 +177,35 @@ def test_pairs_do_not_depend_on_the_order(fixture_module):
     [([0, 0, 101, 100], 0.9, 1), ([0, 0, 100, 100], 0.89, 1), ([0, 0, 100, 100], 0.9, 2)],
     ids=["moved", "other score", "other label"],
 )
-def test_a_box_that_differs_is_lost_on_both_sides(fixture_module, box, score, label):
-    theirs = scored(fixture_module, [[0, 0, 100, 100], FAR], [0.9, 0.3], [1, 1])
-    ours = scored(fixture_module, [box, FAR], [score, 0.3], [label, 1])
-    found = judge(fixture_module, theirs, ours)
+def test_a_box_that_differs_is_lost_on_both_sides(box, score, label):
+    theirs = scored([[0, 0, 100, 100], FAR], [0.9, 0.3], [1, 1])
+    ours = scored([box, FAR], [score, 0.3], [label, 1])
+    found = judge(theirs, ours)
     assert len(found.lost) == 2 and not found.swapped
 
 
-def test_boxes_at_a_threshold_are_excused_with_a_reason(fixture_module):
+def test_boxes_at_a_threshold_are_excused_with_a_reason():
     box = [0, 0, 100, 100]
-    far = scored(fixture_module, [FAR], [0.3])
+    far = scored([FAR], [0.3])
     for boxes, scores, reason in (
         ([FAR, box], [0.3, 0.05005], "score threshold"),
         ([FAR, box], [0.3, 0.30004], "end of the list"),
         ([FAR, [500, 500, 600, 700.0]], [0.3, 0.9], "overlap of suppression"),
     ):
-        found = judge(fixture_module, scored(fixture_module, boxes, scores), far)
+        found = judge(scored(boxes, scores), far)
         assert not found.lost and len(found.swapped) == 1 and reason in found.swapped[0]
 
 
-def test_rivals_and_what_they_suppress_may_change_places(fixture_module):
+def test_rivals_and_what_they_suppress_may_change_places():
     """Two boxes of equal score: one implementation keeps the tall one, which suppresses a third; the other keeps the low one."""
     tall, low, third = [0, 0, 100, 100], [0, 0, 100, 60], [0, 0, 100, 170]
-    theirs = scored(fixture_module, [tall, FAR], [0.8, 0.2])
-    ours = scored(fixture_module, [low, third, FAR], [0.8, 0.4, 0.2])
-    found = judge(fixture_module, theirs, ours)
+    theirs = scored([tall, FAR], [0.8, 0.2])
+    ours = scored([low, third, FAR], [0.8, 0.4, 0.2])
+    found = judge(theirs, ours)
     assert not found.lost
     assert sorted(text.rsplit(": ")[1] for text in found.swapped) == [
         "free of a box that was exchanged",
         *["scores as much as a rival that it overlaps"] * 2,
     ]
     # Without the exchange the third box has no excuse.
-    assert len(judge(fixture_module, theirs, scored(fixture_module, [tall, third, FAR], [0.8, 0.4, 0.2])).lost) == 1
+    assert len(judge(theirs, scored([tall, third, FAR], [0.8, 0.4, 0.2])).lost) == 1
