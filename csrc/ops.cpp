@@ -26,4 +26,10 @@ TORCH_LIBRARY(maskrcnn_bench, m) {
       "float[] log_size_range, float pixel, float decode_pixel, bool clip, float min_size, bool strict) -> (Tensor, Tensor)");
   m.def("sigmoid_focal_loss(Tensor logits, Tensor labels, float gamma, float alpha) -> Tensor");
   m.def("sigmoid_focal_loss_backward(Tensor grad, Tensor logits, Tensor labels, float gamma, float alpha) -> Tensor");
+  m.def("resize_means(Tensor image, int height, int width) -> Tensor");
+  m.def(
+      "resize_fixed_point(Tensor image, Tensor columns, Tensor column_weights, Tensor rows, Tensor row_weights) -> Tensor");
+  m.def(
+      "resize_looked_up(Tensor image, Tensor table, Tensor columns, Tensor column_shares, Tensor rows, "
+      "Tensor row_shares) -> Tensor");
 }

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from maskrcnn_bench.layers.resize import resize_looked_up
 from maskrcnn_bench.structures.bounding_box import BoxList
 from maskrcnn_bench.utils.counter import CounterRandom
 
@@ -30,9 +30,11 @@ class NormalizeAndResize:
     def __init__(self, min_size: int | Sequence[int], max_size: int | None, mean: Sequence[float], std: Sequence[float], bgr255: bool):
         self.min_size = tuple(min_size) if isinstance(min_size, (list, tuple)) else (min_size,)
         self.max_size = max_size
-        self.mean = torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
-        self.std = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
         self.bgr255 = bgr255
+        numbers = torch.arange(256, dtype=torch.float32).expand(len(mean), 256)
+        numbers = numbers if bgr255 else numbers / 255
+        self.table = (numbers - torch.tensor(mean)[:, None]) / torch.tensor(std)[:, None]
+        """What each byte stands for, in each channel of the network. [C, 256]"""
 
     def factor(self, size: tuple[int, int], shorter: int | None = None) -> float:
         """By how much an image of `size` (width, height) is enlarged."""
@@ -54,24 +56,21 @@ class NormalizeAndResize:
     def __call__(self, image: Image.Image, target: BoxList | None = None, random: CounterRandom | None = None):
         choice = random.randint("resize", len(self.min_size)) if random and len(self.min_size) > 1 else 0
         factor = self.factor(image.size, self.min_size[choice])
-        resized = self._resize(self._normalized(image), factor)
+        resized = self._resized(image, self._across(image.width, factor), self._across(image.height, factor))
         return resized, None if target is None else self._follow(target, (resized.shape[2], resized.shape[1]), factor)
 
-    def _normalized(self, image: Image.Image) -> Tensor:
-        # Channels first while they are bytes: arithmetic with three numbers in the innermost dimension takes five times as long.
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-        pixels = pixels.flip(0).float() if self.bgr255 else pixels.float().div_(255)
-        return pixels.sub_(self.mean).div_(self.std)
+    def _resized(self, image: Image.Image, columns: tuple[Tensor, Tensor], rows: tuple[Tensor, Tensor]) -> Tensor:
+        pixels = torch.from_numpy(np.array(image))
+        return resize_looked_up(pixels.flip(2) if self.bgr255 else pixels, self.table, *columns, *rows)
 
     @staticmethod
-    def _resize(image: Tensor, factor: float) -> Tensor:
-        """Output pixels lie where the factor puts them, not where the rounded sizes would. [3, H, W]"""
-        left, right, share = _neighbours(image.shape[2], factor)
-        first, second = image[:, :, left], image[:, :, right]
-        image = first + (second - first) * share
-        top, bottom, share = _neighbours(image.shape[1], factor)
-        first, second = image[:, top], image[:, bottom]
-        return first + (second - first) * share[:, None]
+    def _across(source: int, factor: float) -> tuple[Tensor, Tensor]:
+        """Between which of `source` pixels the new ones lie, and how far: where the factor puts them, whatever the rounded size."""
+        places = torch.arange(max(round(source * factor), 1), dtype=torch.float64)
+        position = (places + 0.5) / factor - 0.5
+        low = position.floor()
+        share = torch.where((low >= 0) & (low < source - 1), position - low, 0.0).float()
+        return torch.stack([low, low + 1]).clamp(0, source - 1).int(), share
 
     @staticmethod
     def _follow(target: BoxList, size: tuple[int, int], factor: float) -> BoxList:
@@ -100,19 +99,16 @@ class NormalizeAndInterpolate(NormalizeAndResize):
         return factor if self.max_size is None else min(factor, self.max_size / max(size))
 
     @staticmethod
-    def _resize(image: Tensor, factor: float) -> Tensor:
-        return F.interpolate(image[None], scale_factor=factor, mode="bilinear", align_corners=False, recompute_scale_factor=True)[0]
+    def _across(source: int, factor: float) -> tuple[Tensor, Tensor]:
+        length = max(int(source * factor), 1)
+        # torch's float32: the ratio is rounded, a place in the source once more, in one fused operation.
+        ratio = torch.tensor(source, dtype=torch.float32) / length
+        places = torch.arange(length, dtype=torch.float64) + 0.5
+        position = (places * ratio.double() - 0.5).float().clamp(min=0)
+        low = position.int().clamp(max=source - 1)
+        share = (position - low).clamp(0, 1)
+        return torch.stack([low, (low + 1).clamp(max=source - 1)]), share
 
     @staticmethod
     def _follow(target: BoxList, size: tuple[int, int], factor: float) -> BoxList:
         return target.resize(size)
-
-
-def _neighbours(source: int, factor: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The two of `source` pixels between which each pixel of the resized side lies, and the share of the second."""
-    places = torch.arange(max(round(source * factor), 1), dtype=torch.float64)
-    position = (places + 0.5) / factor - 0.5
-    low = position.floor()
-    share = torch.where((low >= 0) & (low < source - 1), position - low, 0.0).float()
-    low = low.long()
-    return low.clamp(0, source - 1), (low + 1).clamp(0, source - 1), share

@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
+from maskrcnn_bench.layers.resize import resize_fixed_point, resize_means
 from maskrcnn_bench.structures.bounding_box import FLIP_LEFT_RIGHT, FLIP_TOP_BOTTOM, BoxList
 from maskrcnn_bench.utils.counter import CounterRandom
 
@@ -98,35 +99,34 @@ def _rounded_size(size: tuple[int, int], shorter: int, longest: int | None) -> t
 
 
 def resize_antialiased(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Bilinear; when shrinking, every pixel is an average over all that it covers. `size` is (width, height)."""
-    return image.resize(size, Image.BILINEAR)
+    """Bilinear; when shrinking, every pixel is an average over all that it covers, as Pillow does it. `size` is (width, height)."""
+    # Where the height shrinks, it is Pillow's secret which axis comes first, and bytes in between round differently.
+    if getattr(image, "mode", None) != "RGB" or size[1] < image.height:
+        return image.resize(size, Image.BILINEAR)
+    return Image.fromarray(resize_means(torch.from_numpy(np.array(image)), size[1], size[0]).numpy())
 
 
 def resize_four_neighbours(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Bilinear between the four nearest pixels even when shrinking, in the fixed-point numbers of OpenCV. `size` is (width, height)."""
-    pixels = np.asarray(image).astype(np.int32)
-    left, right, left_weight, right_weight = _neighbours(size[0], pixels.shape[1])
+    columns, column_weights = _neighbours(size[0], image.width)
+    rows, row_weights = _neighbours(size[1], image.height)
     # Past the border a column is the border's; a row is the border's twice, each half cut off by itself.
-    outside = left == right
-    left_weight[outside], right_weight[outside] = _ONE, 0
-    top, bottom, top_weight, bottom_weight = _neighbours(size[1], pixels.shape[0])
-    rows = (pixels[:, left] * left_weight[:, None] + pixels[:, right] * right_weight[:, None]) >> 4
-    upper = (rows[top] * top_weight[:, None, None]) >> 16
-    upper += (rows[bottom] * bottom_weight[:, None, None]) >> 16
-    return Image.fromarray(((upper + 2) >> 2).clip(0, 255).astype(np.uint8))
+    outside = columns[0] == columns[1]
+    column_weights[:, outside] = np.array([[_ONE], [0]], dtype=np.int32)
+    tables = (torch.from_numpy(table) for table in (columns, column_weights, rows, row_weights))
+    return Image.fromarray(resize_fixed_point(torch.from_numpy(np.array(image)), *tables).numpy())
 
 
 _ONE = 2048  # weights are multiples of 1 / _ONE
 
 
-def _neighbours(length: int, source: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The two source pixels, and their weights, of each of `length` pixels that cover `source` ones."""
+def _neighbours(length: int, source: int) -> tuple[np.ndarray, np.ndarray]:
+    """The two source pixels of each of `length` pixels that cover `source` ones, and their weights. int32 [2, length] each"""
     position = ((np.arange(length) + 0.5) * (source / length) - 0.5).astype(np.float32)
     low = np.floor(position)
     share = position - low
-    weights = [np.rint(part * np.float32(_ONE)).astype(np.int32) for part in (1 - share, share)]
-    low = low.astype(np.int64)
-    return low.clip(0, source - 1), (low + 1).clip(0, source - 1), *weights
+    weights = [np.rint(part * np.float32(_ONE)) for part in (1 - share, share)]
+    return np.stack([low, low + 1]).clip(0, source - 1).astype(np.int32), np.stack(weights).astype(np.int32)
 
 
 INTERPOLATIONS: dict[str, Callable[[Image.Image, tuple[int, int]], Image.Image]] = {

@@ -35,6 +35,9 @@ SCHEMAS = (
     "float[] log_size_range, float pixel, float decode_pixel, bool clip, float min_size, bool strict) -> (Tensor, Tensor)",
     "sigmoid_focal_loss(Tensor logits, Tensor labels, float gamma, float alpha) -> Tensor",
     "sigmoid_focal_loss_backward(Tensor grad, Tensor logits, Tensor labels, float gamma, float alpha) -> Tensor",
+    "resize_means(Tensor image, int height, int width) -> Tensor",
+    "resize_fixed_point(Tensor image, Tensor columns, Tensor column_weights, Tensor rows, Tensor row_weights) -> Tensor",
+    "resize_looked_up(Tensor image, Tensor table, Tensor columns, Tensor column_shares, Tensor rows, Tensor row_shares) -> Tensor",
 )
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 _replacements: dict[str, dict[str, Callable]] = {}
@@ -160,7 +163,8 @@ def register(op_name: str, fake: Callable, float32: bool, **replacements: Callab
 
 def _stand_in(op_name: str, *args):
     # A kernel doesn't know autocast; without this the products in a replacement would run in half precision.
-    with torch.autocast(args[1].device.type, enabled=False):
+    device = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
+    with torch.autocast(device.type, enabled=False):
         return _replacements[op_name][_replacement(op_name)](*args)
 
 
