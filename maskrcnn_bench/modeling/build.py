@@ -16,6 +16,7 @@ from torch import nn
 from ..config.dialect import Dialect, get_dialect
 from ..layers.blocks import FixedStatisticsBatchNorm2d, FrozenBatchNorm2d, NormFactory, conv, group_norm, with_input_channels
 from ..layers.masked_norm import MaskedBatchNorm2d
+from ..layers.soft_nms import soft_nms
 from . import pooler_types, registry
 from .backbone.fbnet import FBNetBuilder, FBNetROIHead, FBNetRPNHead, FBNetTrunk, architecture
 from .backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
@@ -40,8 +41,9 @@ from .roi_heads.box_head import (
 )
 from .roi_heads.cascade import CASCADE_SCORES, CascadeBoxHead, Redraw, Relabel
 from .roi_heads.cascade_mask import CascadeMaskHead, CascadeROIHeads
-from .roi_heads.keypoint_head import KEYPOINT_RESULTS, KeypointFeatureExtractor, KeypointLoss, KeypointPredictor, ROIKeypointHead
-from .roi_heads.mask_head import MASK_TARGETS, MaskConv1x1Predictor, MaskDeconvPredictor, MaskFPNFeatureExtractor, MaskLoss, ROIMaskHead
+from .roi_heads.keypoint_head import KEYPOINT_RESULTS, KeypointLoss, KeypointPredictor, ROIKeypointHead
+from .roi_heads.mask_head import MASK_TARGETS, MaskConv1x1Predictor, MaskDeconvPredictor, MaskLoss, ROIMaskHead
+from .roi_heads.positives import PooledConvolutions
 from .roi_heads.roi_heads import CombinedROIHeads
 from .rpn.anchor_generator import AnchorGenerator
 from .rpn.given import GivenProposals
@@ -133,7 +135,15 @@ def _resnet(cfg: Any, return_stages: tuple[int, ...]) -> ResNet:
             "MODEL.CHECKPOINT_ACTIVATIONS: a second look at each batch would move the statistics of MODEL.RESNETS.NORM "
             f"{cfg.MODEL.RESNETS.NORM} twice; take FrozenBN, FixedStatisticsBN or GN"
         )
-    return ResNet(make_stage_builder(cfg), return_stages, cfg.MODEL.BACKBONE.FREEZE_CONV_BODY_AT, cfg.MODEL.CHECKPOINT_ACTIVATIONS)
+    return ResNet(make_stage_builder(cfg), return_stages, _freeze_at(cfg), cfg.MODEL.CHECKPOINT_ACTIVATIONS)
+
+
+def _freeze_at(cfg: Any) -> int:
+    """Stages that are not trained. In maskrcnn-benchmark a negative number freezes none."""
+    stages = cfg.MODEL.BACKBONE.FREEZE_CONV_BODY_AT
+    if stages > 5:
+        raise ValueError(f"MODEL.BACKBONE.FREEZE_CONV_BODY_AT: expected 0 (none) to 5 (the stem and all four stages), got {stages}")
+    return max(stages, 0)
 
 
 def _single_level_backbone(cfg: Any, stage: int) -> nn.Module:
@@ -155,7 +165,7 @@ def build_resnet_c5(cfg: Any) -> nn.Module:
 
 @registry.BACKBONES.register("VGG-16")
 def build_vgg16(cfg: Any) -> nn.Module:
-    body = VGG16(cfg.MODEL.RESNETS.STEM_OUT_CHANNELS, cfg.MODEL.BACKBONE.FREEZE_CONV_BODY_AT)
+    body = VGG16(cfg.MODEL.RESNETS.STEM_OUT_CHANNELS, _freeze_at(cfg))
     backbone = nn.Sequential(OrderedDict(body=body))
     backbone.out_channels = body.out_channels
     return backbone
@@ -168,13 +178,13 @@ def build_resnet_fpn(cfg: Any) -> nn.Module:
 
 @registry.BACKBONES.register("MobileNetV3-Large-FPN")
 def build_mobilenet_fpn(cfg: Any) -> nn.Module:
-    return _with_fpn(cfg, MobileNetV3Body(cfg.MODEL.RESNETS.NORM or "FrozenBN", cfg.MODEL.BACKBONE.FREEZE_CONV_BODY_AT))
+    return _with_fpn(cfg, MobileNetV3Body(cfg.MODEL.RESNETS.NORM or "FrozenBN", _freeze_at(cfg)))
 
 
 @registry.BACKBONES.register("timm")
 def build_timm_fpn(cfg: Any) -> nn.Module:
     keys = cfg.MODEL.BACKBONE
-    return _with_fpn(cfg, TimmBody(keys.CONV_BODY.removeprefix("timm:"), keys.TIMM_WEIGHT, keys.FREEZE_CONV_BODY_AT))
+    return _with_fpn(cfg, TimmBody(keys.CONV_BODY.removeprefix("timm:"), keys.TIMM_WEIGHT, _freeze_at(cfg)))
 
 
 def _make_fpn_conv(cfg: Any) -> Callable[..., nn.Module]:
@@ -382,6 +392,7 @@ def build_retinanet(cfg: Any, in_channels: int) -> RetinaNetModule:
         drop_empty=d.drop_empty,
         pixel=d.pixel,
         nms_offset=d.nms_offset,
+        soft_nms=_make_soft_nms(cfg, keys.NMS_TH),
     )
     loss = RetinaNetLoss(
         matcher=Matcher(keys.FG_IOU_THRESHOLD, keys.BG_IOU_THRESHOLD, True, to_best_object=d.low_quality_to_best),
@@ -452,11 +463,10 @@ def build_mask_conv5_extractor(cfg: Any, in_channels: int) -> Conv5FeatureExtrac
 
 
 @registry.ROI_MASK_FEATURE_EXTRACTORS.register("MaskRCNNFPNFeatureExtractor")
-def build_mask_fpn_extractor(cfg: Any, in_channels: int) -> MaskFPNFeatureExtractor:
+def build_mask_fpn_extractor(cfg: Any, in_channels: int) -> PooledConvolutions:
     keys = cfg.MODEL.ROI_MASK_HEAD
-    return MaskFPNFeatureExtractor(
-        make_pooler(cfg, keys, in_channels), in_channels, tuple(keys.CONV_LAYERS), keys.DILATION, _head_norm(cfg, keys)
-    )
+    pooler = make_pooler(cfg, keys, in_channels)
+    return PooledConvolutions(pooler, in_channels, tuple(keys.CONV_LAYERS), "mask_fcn", keys.DILATION, _head_norm(cfg, keys))
 
 
 def _mask_classes(cfg: Any) -> int:
@@ -483,9 +493,9 @@ def _box_matcher(cfg: Any) -> Matcher:
 
 
 @registry.ROI_KEYPOINT_FEATURE_EXTRACTORS.register("KeypointRCNNFeatureExtractor")
-def build_keypoint_extractor(cfg: Any, in_channels: int) -> KeypointFeatureExtractor:
+def build_keypoint_extractor(cfg: Any, in_channels: int) -> PooledConvolutions:
     keys = cfg.MODEL.ROI_KEYPOINT_HEAD
-    return KeypointFeatureExtractor(make_pooler(cfg, keys, in_channels), in_channels, tuple(keys.CONV_LAYERS))
+    return PooledConvolutions(make_pooler(cfg, keys, in_channels), in_channels, tuple(keys.CONV_LAYERS), "conv_fcn")
 
 
 @registry.ROI_KEYPOINT_PREDICTOR.register("KeypointRCNNPredictor")
@@ -505,7 +515,18 @@ def make_detection_selector(cfg: Any, box_coder: BoxCoder) -> DetectionSelector:
         pixel=d.pixel,
         nms_offset=d.nms_offset,
         nms_original=d.nms_original,
+        soft_nms=_make_soft_nms(cfg, keys.NMS),
     )
+
+
+def _make_soft_nms(cfg: Any, threshold: float) -> Callable[..., Any] | None:
+    keys = cfg.TEST.SOFT_NMS
+    if not keys.METHOD:
+        return None
+    if not keys.SIGMA > 0:
+        raise ValueError(f"TEST.SOFT_NMS.SIGMA: expected more than 0, got {keys.SIGMA}")
+    options = {"sigma": keys.SIGMA, "min_score": keys.MIN_SCORE, "pixel": _dialect(cfg).pixel}
+    return partial(soft_nms, method=keys.METHOD, threshold=threshold, **options)
 
 
 def make_box_targets(cfg: Any, matcher: Matcher, stage: int = 0, kept: tuple[str, ...] = ()) -> BoxTargets:

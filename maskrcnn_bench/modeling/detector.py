@@ -143,6 +143,32 @@ class GeneralizedRCNN(nn.Module):
         return out
 
 
+def set_class_thresholds(model: nn.Module, wanted: Sequence[Sequence[Any]], class_names: Sequence[str]) -> None:
+    """Has a model answer detections of some classes above other scores than it was built with.
+
+    Args:
+        wanted: (name of the class, score) each; none leaves the model as it is.
+        class_names: of the model's labels, background first.
+    Raises:
+        ValueError: for a name that the model does not know, or a model without classes.
+    """
+    if not wanted:
+        return
+    head = getattr(getattr(model, "roi_heads", None), "box", None) or getattr(model, "rpn", None)
+    selector = getattr(head, "selector", None)
+    if not hasattr(selector, "class_thresholds"):
+        raise ValueError("TEST.CLASS_SCORE_THRESH: this model's head does not choose detections by class; leave it empty")
+    thresholds = [selector.score_thresh] * (len(class_names) - 1)
+    for pair in wanted:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not isinstance(pair[1], (int, float)) or not 0 <= pair[1] <= 1:
+            raise ValueError(f'TEST.CLASS_SCORE_THRESH: expected [["name of a class", 0.3], ...] with scores of 0 to 1, got {wanted!r}')
+        if pair[0] not in class_names[1:]:
+            known = ", ".join(class_names[1:20]) + (", ..." if len(class_names) > 20 else "")
+            raise ValueError(f"TEST.CLASS_SCORE_THRESH: no class {pair[0]!r}; the model knows {known}")
+        thresholds[class_names[1:].index(pair[0])] = float(pair[1])
+    selector.class_thresholds = tuple(thresholds)
+
+
 def compile_parts(model: nn.Module, part: str, backend: str = "inductor") -> None:
     """Has torch.compile speed up a model, in place; names of weights stay, and copies of the model are plain.
 

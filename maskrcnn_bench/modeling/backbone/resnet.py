@@ -86,7 +86,7 @@ class Bottleneck(nn.Module):
         out = F.relu_(self.bn1(self.conv1(x)))
         out = F.relu_(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
-        return F.relu_(out + identity)
+        return F.relu_(out.add_(identity))
 
 
 class BasicBlock(nn.Module):
@@ -103,7 +103,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
         out = F.relu_(self.bn1(self.conv1(x)))
-        return F.relu_(self.bn2(self.conv2(out)) + identity)
+        return F.relu_(self.bn2(self.conv2(out)).add_(identity))
 
 
 class StageBuilder:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from ...layers.blocks import NormFactory, conv, init_normal, linear
 from ...layers.masked_norm import MaskedSequential
 from ...layers.nms import batched_nms_keep, move_apart
+from ...layers.soft_nms import scores_of_classes
 from ...structures.bounding_box import BoxListBatch, Detections, fill_unused
 from ..box_coder import BoxCoder, clip_boxes
 from ..losses import RegressionLoss, count, cross_entropy
@@ -209,6 +212,10 @@ class DetectionSelector:
         pixel: the pixel rule.
         nms_offset: whether classes are kept apart in the suppression by moving their boxes.
         nms_original: whether overlaps are those in pixels of the original image, where proposals have a field `scale`.
+        soft_nms: (boxes, scores, valid, rounds=) to lower scores, instead of the suppression; None for the suppression.
+
+    Attributes:
+        class_thresholds: what detections of each class score above, background left out; () for `score_thresh`.
     """
 
     def __init__(
@@ -222,8 +229,11 @@ class DetectionSelector:
         pixel: int,
         nms_offset: bool = False,
         nms_original: bool = False,
+        soft_nms: Callable[..., Tensor] | None = None,
     ):
         self.box_coder = box_coder
+        self.soft_nms = soft_nms
+        self.class_thresholds: tuple[float, ...] = ()
         self.score_thresh = score_thresh
         self.nms_thresh = nms_thresh
         self.detections_per_img = detections_per_img
@@ -263,8 +273,13 @@ class DetectionSelector:
             scale: of the image on which each box suppresses others; None for the image as it is. [N, P]
         """
         large_enough = (boxes[..., 2:] - boxes[..., :2] + self.pixel >= self.min_size).all(dim=-1)
-        valid = (scores > self.score_thresh) & large_enough
+        least = scores_of_classes(self.class_thresholds, scores)[:, None] if self.class_thresholds else self.score_thresh
+        valid = (scores > least) & large_enough
         rivals = boxes if scale is None else boxes / scale[:, None, :, None]
+        if self.soft_nms is not None:
+            rows = (rivals.flatten(0, 1), scores.flatten(0, 1), valid.flatten(0, 1))
+            lowered = self.soft_nms(*rows, rounds=self.detections_per_img + self.ties)
+            return self._best_of_all(boxes, lowered.view_as(scores), sizes)
         rivals = move_apart(rivals, valid) if self.nms_offset else rivals
         keep = batched_nms_keep(rivals.flatten(0, 1), scores.flatten(0, 1), valid.flatten(0, 1), self.nms_thresh, self.pixel)
         return self._best_of_all(boxes, torch.where(keep.view_as(valid), scores, -torch.inf), sizes)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,33 +16,8 @@ from torch import Tensor, nn
 from ...structures.bounding_box import BoxList, BoxListBatch, Detections
 from ...structures.keypoint import Keypoints, PersonKeypoints
 from ..losses import count, cross_entropy
-from ..poolers import Pooler, RoIs, is_static
-from .mask_head import keep_slots
-
-
-class KeypointFeatureExtractor(nn.Module):
-    """Pooled features through several 3x3 convolutions.
-
-    Args:
-        pooler: pools the RoIs.
-        in_channels: channels of the features.
-        channels: of each convolution.
-    """
-
-    def __init__(self, pooler: Pooler, in_channels: int, channels: tuple[int, ...]):
-        super().__init__()
-        self.pooler = pooler
-        self.blocks = [f"conv_fcn{i}" for i in range(1, len(channels) + 1)]
-        for name, before, after in zip(self.blocks, (in_channels, *channels), channels, strict=False):
-            self.add_module(name, _init_fan_out(nn.Conv2d(before, after, 3, padding=1)))
-        self.out_channels = channels[-1]
-
-    def forward(self, features: list[Tensor], rois: RoIs) -> Tensor:
-        """[R, C, h, w]"""
-        x = self.pooler(features, rois)
-        for name in self.blocks:
-            x = F.relu_(getattr(self, name)(x))
-        return x
+from ..poolers import RoIs, is_static
+from .positives import PositivesHead, init_fan_out
 
 
 class KeypointPredictor(nn.Module):
@@ -54,18 +30,12 @@ class KeypointPredictor(nn.Module):
 
     def __init__(self, in_channels: int, num_keypoints: int):
         super().__init__()
-        self.kps_score_lowres = _init_fan_out(nn.ConvTranspose2d(in_channels, num_keypoints, 4, stride=2, padding=1))
+        self.kps_score_lowres = init_fan_out(nn.ConvTranspose2d(in_channels, num_keypoints, 4, stride=2, padding=1))
         self.num_keypoints = num_keypoints
 
     def forward(self, x: Tensor) -> Tensor:
         """[R, C, h, w] to logits [R, Kp, 4h, 4w]"""
         return F.interpolate(self.kps_score_lowres(x), scale_factor=2.0, mode="bilinear", align_corners=False)
-
-
-def _init_fan_out(layer: nn.Module) -> nn.Module:
-    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 def heat_map_cells(keypoints: Tensor, boxes: Tensor, resolution: int) -> tuple[Tensor, Tensor]:
@@ -185,45 +155,17 @@ def read_heat_maps(boxlist: BoxList, result: Callable[[Tensor, Tensor, Tensor], 
     return boxlist
 
 
-class ROIKeypointHead(nn.Module):
+class ROIKeypointHead(PositivesHead):
     """The keypoint head.
 
     Args:
-        feature_extractor, predictor: modules.
-        loss: the loss.
         result: an entry of KEYPOINT_RESULTS.
-        share_box_features: whether the features come from the box head.
-        static_shapes: "auto", True or False.
+        others: arguments of PositivesHead.
     """
 
-    def __init__(
-        self,
-        feature_extractor: nn.Module,
-        predictor: nn.Module,
-        loss: KeypointLoss,
-        result: Callable[[Tensor, Tensor, Tensor], Tensor],
-        share_box_features: bool,
-        static_shapes: str | bool,
-    ):
-        super().__init__()
-        self.feature_extractor = feature_extractor
-        self.predictor = predictor
-        self.loss = loss
+    def __init__(self, result: Callable[[Tensor, Tensor, Tensor], Tensor], **others: Any):
+        super().__init__(**others)
         self.result = result
-        self.share_box_features = share_box_features
-        self.static_shapes = static_shapes
-
-    def losses(
-        self, features: list[Tensor], samples: BoxListBatch, positive_slots: int, targets: BoxListBatch, box_features: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """The keypoint loss over the positives among the samples; arguments as those of the mask head."""
-        positives = keep_slots(samples, positive_slots, samples.get_field("positive"))
-        rois = RoIs.flatten(positives, is_static(self.static_shapes, positives.boxes.device))
-        if self.share_box_features:
-            x = rois.take(box_features[:, :positive_slots])
-        else:
-            x = self.feature_extractor(features, rois)
-        return self.loss(self.predictor(x), rois, positives, targets)
 
     def forward(self, features: list[Tensor], detections: Detections) -> Detections:
         """Detections with the field `heat_maps`, logits [N, D, Kp, S, S], which the hand-over turns into `keypoints`."""

@@ -9,43 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...layers.blocks import NormFactory, conv
 from ...layers.mask_targets import bitmap_targets, polygon_targets
-from ...layers.masked_norm import MaskedSequential
 from ...structures.bounding_box import BoxListBatch
 from ...structures.segmentation_mask import PackedMasks
 from ..losses import binary_cross_entropy, count
-from ..poolers import Pooler, RoIs, is_static
-
-
-class MaskFPNFeatureExtractor(nn.Module):
-    """Pooled features through several 3x3 convolutions.
-
-    Args:
-        pooler: pools the RoIs.
-        in_channels: channels of the features.
-        channels: of each convolution.
-        dilation: of each convolution.
-        norm: norm behind each convolution, or None.
-    """
-
-    def __init__(self, pooler: Pooler, in_channels: int, channels: tuple[int, ...], dilation: int, norm: NormFactory | None = None):
-        super().__init__()
-        self.pooler = pooler
-        self.blocks = [f"mask_fcn{i}" for i in range(1, len(channels) + 1)]
-        for name, before, after in zip(self.blocks, (in_channels, *channels), channels, strict=False):
-            layer = conv(before, after, 3, dilation=dilation, norm=norm)
-            nn.init.kaiming_normal_((layer[0] if norm else layer).weight, mode="fan_out", nonlinearity="relu")
-            self.add_module(name, MaskedSequential(*layer) if norm else layer)
-        self.out_channels = channels[-1]
-
-    def forward(self, features: list[Tensor], rois: RoIs) -> Tensor:
-        """[R, C, h, w]"""
-        x = self.pooler(features, rois)
-        for name in self.blocks:
-            layer = getattr(self, name)
-            x = F.relu_(layer(x, rois.valid) if isinstance(layer, MaskedSequential) else layer(x))
-        return x
+from ..poolers import RoIs, is_static
+from .positives import PositivesHead, init_fan_out
 
 
 class MaskDeconvPredictor(nn.Module):
@@ -61,7 +30,7 @@ class MaskDeconvPredictor(nn.Module):
         super().__init__()
         self.conv5_mask = nn.ConvTranspose2d(in_channels, hidden, 2, 2)
         self.mask_fcn_logits = nn.Conv2d(hidden, num_classes, 1)
-        _init_fan_out(self)
+        init_fan_out(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """[R, C, h, w] to logits [R, K, 2h, 2w]"""
@@ -74,19 +43,11 @@ class MaskConv1x1Predictor(nn.Module):
     def __init__(self, in_channels: int, num_classes: int):
         super().__init__()
         self.mask_fcn_logits = nn.Conv2d(in_channels, num_classes, 1)
-        _init_fan_out(self)
+        init_fan_out(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """[R, C, h, w] to logits [R, K, h, w]"""
         return self.mask_fcn_logits(x)
-
-
-def _init_fan_out(module: nn.Module) -> None:
-    for name, parameter in module.named_parameters():
-        if "bias" in name:
-            nn.init.zeros_(parameter)
-        else:
-            nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu")
 
 
 def clamped_frames(boxes: Tensor, sizes: Tensor, resolution: int) -> Tensor:
@@ -199,45 +160,8 @@ class MaskLoss:
         return self.make_targets(masks, rois.boxes, targets.sizes[rois.image_inds], objects, self.resolution)
 
 
-class ROIMaskHead(nn.Module):
-    """The mask head.
-
-    Args:
-        feature_extractor, predictor: modules.
-        loss: the loss.
-        share_box_features: whether the features come from the box head.
-        static_shapes: "auto", True or False.
-    """
-
-    def __init__(
-        self, feature_extractor: nn.Module, predictor: nn.Module, loss: MaskLoss, share_box_features: bool, static_shapes: str | bool
-    ):
-        super().__init__()
-        self.feature_extractor = feature_extractor
-        self.predictor = predictor
-        self.loss = loss
-        self.share_box_features = share_box_features
-        self.static_shapes = static_shapes
-
-    def losses(
-        self, features: list[Tensor], samples: BoxListBatch, positive_slots: int, targets: BoxListBatch, box_features: RoIs | None = None
-    ) -> dict[str, Tensor]:
-        """The mask loss over the positives among the samples.
-
-        Args:
-            features: of the images, finest first.
-            samples: as the box head drew them, positives first.
-            positive_slots: how many of the first slots can be positive.
-            targets: ground truth with masks.
-            box_features: the box head's features in all slots, [N, S, C, h, w], when they are shared.
-        """
-        positives = keep_slots(samples, positive_slots, samples.get_field("positive"))
-        rois = RoIs.flatten(positives, is_static(self.static_shapes, positives.boxes.device))
-        if self.share_box_features:
-            x = rois.take(box_features[:, :positive_slots])
-        else:
-            x = self.feature_extractor(features, rois)
-        return self.loss(self.predictor(x), rois, positives, targets)
+class ROIMaskHead(PositivesHead):
+    """The mask head."""
 
     def forward(self, features: list[Tensor], detections: BoxListBatch) -> BoxListBatch:
         """Detections with the field `mask`: probabilities of the mask of their class. [N, D, 1, S, S]"""
@@ -255,9 +179,3 @@ def add_masks(detections: BoxListBatch, rois: RoIs, probabilities: Tensor) -> Bo
     probabilities = torch.where(rois.valid[:, None, None, None], probabilities[:, None], 0.0)
     detections.add_field("mask", rois.scatter(probabilities))
     return detections
-
-
-def keep_slots(batch: BoxListBatch, slots: int, valid: Tensor) -> BoxListBatch:
-    """The first slots of a batch, those in use that `valid` [N, P] says."""
-    fields = {name: value[:, :slots] for name, value in batch.fields.items()}
-    return BoxListBatch(batch.boxes[:, :slots], valid[:, :slots], batch.sizes, fields, pixel=batch.pixel)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...layers.blocks import NormFactory, init_normal
 from ...layers.nms import batched_nms_keep, move_apart
 from ...layers.sigmoid_focal_loss import sigmoid_focal_loss
+from ...layers.soft_nms import scores_of_classes
 from ...structures.bounding_box import BoxListBatch, Detections, fill_unused
 from ...structures.image_list import ImageList
 from ..box_coder import BoxCoder
@@ -75,6 +76,10 @@ class RetinaNetSelector:
         drop_empty: whether boxes without extent go.
         pixel: the pixel rule.
         nms_offset: whether classes are kept apart in the suppression by moving their boxes.
+        soft_nms: (boxes, scores, valid, rounds=) to lower scores, instead of the suppression; None for the suppression.
+
+    Attributes:
+        class_thresholds: what pairs of each class score above, background left out; () for `score_thresh`.
     """
 
     def __init__(
@@ -90,8 +95,11 @@ class RetinaNetSelector:
         drop_empty: bool,
         pixel: int,
         nms_offset: bool = False,
+        soft_nms: Callable[..., Tensor] | None = None,
     ):
         self.box_coder = box_coder
+        self.soft_nms = soft_nms
+        self.class_thresholds: tuple[float, ...] = ()
         self.first_label = first_label
         self.score_thresh = score_thresh
         self.pre_nms_top_n = pre_nms_top_n
@@ -114,11 +122,15 @@ class RetinaNetSelector:
         """
         levels = [self._best_of_level(*level, sizes) for level in zip(anchors, logits, regression, strict=True)]
         boxes, scores, classes = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
-        valid = scores > self.score_thresh
+        least = self.score_thresh
+        if self.class_thresholds:
+            # Where the first output is the background's, as a class that never comes.
+            background = (1.0,) * (logits[0].shape[-1] - len(self.class_thresholds))
+            least = scores_of_classes((*background, *self.class_thresholds), scores)[classes]
+        valid = scores > least
         if self.drop_empty:
             valid = valid & (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
-        keep = self._suppress(boxes, scores, classes, valid, logits[0].shape[-1])
-        return self._best_of_all(boxes, torch.where(keep, scores, -torch.inf), classes, sizes)
+        return self._best_of_all(boxes, self._suppressed(boxes, scores, classes, valid, logits[0].shape[-1]), classes, sizes)
 
     def _best_of_level(self, anchors: Tensor, logits: Tensor, regression: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best pairs: boxes [N, R, 4], probabilities [N, R], outputs [N, R].
@@ -134,18 +146,20 @@ class RetinaNetSelector:
         boxes, _ = self.box_coder.decode_chosen(regression, anchors, inds, sizes, self.clip)
         return boxes, scores, pair_inds % num_outputs
 
-    def _suppress(self, boxes: Tensor, scores: Tensor, classes: Tensor, valid: Tensor, num_outputs: int) -> Tensor:
-        """Which pairs stay; a row of the suppression is one class of one image. [N, R]"""
+    def _suppressed(self, boxes: Tensor, scores: Tensor, classes: Tensor, valid: Tensor, num_outputs: int) -> Tensor:
+        """The scores of pairs that stay, -inf of the others; a row of the suppression is one class of one image. [N, R]"""
         n, r = scores.shape
         own = classes[:, None] == torch.arange(num_outputs, device=classes.device)[:, None]  # [N, K, R]
         own = own & valid[:, None]
         rivals = boxes[:, None].expand(-1, num_outputs, -1, -1)
-        rivals = move_apart(rivals, own) if self.nms_offset else rivals
         rows = (n * num_outputs, r)
-        keep = batched_nms_keep(
-            rivals.reshape(*rows, 4), scores[:, None].expand(-1, num_outputs, -1).reshape(rows), own.view(rows), self.nms_thresh, self.pixel
-        )
-        return keep.view_as(own).any(dim=1)
+        scores_of_rows = scores[:, None].expand(-1, num_outputs, -1).reshape(rows)
+        if self.soft_nms is not None:
+            lowered = self.soft_nms(rivals.reshape(*rows, 4), scores_of_rows, own.view(rows), rounds=self.detections_per_img + self.ties)
+            return lowered.view_as(own).amax(dim=1)
+        rivals = move_apart(rivals, own) if self.nms_offset else rivals
+        keep = batched_nms_keep(rivals.reshape(*rows, 4), scores_of_rows, own.view(rows), self.nms_thresh, self.pixel)
+        return torch.where(keep.view_as(own).any(dim=1), scores, -torch.inf)
 
     def _best_of_all(self, boxes: Tensor, scores: Tensor, classes: Tensor, sizes: Tensor) -> Detections:
         candidates = scores.shape[1]
