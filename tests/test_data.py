@@ -458,6 +458,18 @@ def test_several_training_sets_are_joined(toy_folder, tmp_path):
         make_data_loader(small_config("", "DATASETS.TRAIN", repr((str(toy_folder), str(tmp_path)))))
 
 
+def test_data_sets_that_are_joined_may_have_weights(toy_folder, tmp_path, caplog):
+    other = toy.generate(tmp_path / "other", num_train=8, num_test=1, size=64, seed=9)
+    opts = ["DATASETS.TRAIN", repr((str(toy_folder), str(other))), "SOLVER.IMS_PER_BATCH", "1", "MODEL.DEVICE", "cpu"]
+    loader = make_data_loader(load_config(None, [*opts, "DATALOADER.DATASET_REPEATS", "(2, 0.25)"]))
+    first = len(loader.dataset.datasets[0])
+    epoch = [index for batch in loader.batch_sampler.batch_sampler.batches(0) for index in batch]
+    assert sorted(index for index in epoch if index < first) == sorted([*range(first)] * 2) and len(epoch) == 2 * first + 2
+    for wrong in ("(1,)", "(1, 0)"):
+        with pytest.raises(ValueError, match="DATASET_REPEATS: expected 2 positive numbers"):
+            make_data_loader(load_config(None, [*opts, "DATALOADER.DATASET_REPEATS", wrong]))
+
+
 def test_upright_and_wide_images_do_not_meet_in_a_batch(shared_dir):
     loader = make_data_loader(small_config(shared_dir / "data" / "coco_mini", "INPUT.MIN_SIZE_TRAIN", "(32,)", "SOLVER.MAX_ITER", "41"))
     kinds = set()
@@ -478,6 +490,25 @@ def test_keypoints_of_the_toy_set_come_in_batches(toy_folder):
     everything = make_dataset(str(toy_folder / "annotations" / "keypoints_train.json"), keep_empty=True)
     counts = [everything.get_groundtruth(i).get_field("keypoints").keypoints.shape for i in range(24)]
     assert (0, 3, 3) in counts and len({shape[1:] for shape in counts}) == 1
+
+
+def test_points_that_change_places_in_a_mirror_may_be_told(tmp_path):
+    """Names that do not say left and right need a category's `flip_pairs`."""
+    folder = toy.generate(tmp_path / "toy", num_train=2, num_test=1, size=64)
+    path = folder / "annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    for category in content["categories"]:
+        category |= {"keypoints": ["p0", "p1", "p2"], "flip_pairs": [["p0", "p2"]]}
+    for annotation in content["annotations"]:
+        annotation["keypoints"] = [10, 10, 2, 20, 10, 2, 30, 10, 2]
+    path.write_text(json.dumps(content))
+    points = make_dataset(str(folder)).get_groundtruth(0).get_field("keypoints")
+    assert points.flip_inds() == [2, 1, 0]
+    for category in content["categories"]:
+        category["flip_pairs"] = [["p0", "nose"]]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"`flip_pairs` of a category: expected pairs of names such as \[\['p0', 'p1'\]\], got .*nose"):
+        make_dataset(str(folder))
 
 
 def test_no_data_set_is_said_so():

@@ -1,6 +1,7 @@
 """`data view` draws what is annotated; `data stats` says which objects anchors cover."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -104,3 +105,28 @@ def test_coverage_by_hand(capsys, tmp_path):
     assert lines[0] in capsys.readouterr().out
     with pytest.raises(ValueError, match="expected 1 or 3 strides"):
         Anchors((1, 2, 3), (1, 2)).shapes()
+
+
+@pytest.mark.parametrize(("tall", "strides", "least"), [(6.0, (4, 8, 16, 32, 64), 0.9), (0.15, (16,), 0.5)])
+def test_suggested_anchors_cover_elongated_boxes(tmp_path, capsys, tall, strides, least):
+    random = np.random.default_rng(0)
+    annotations = []
+    for _ in range(300):
+        side, ratio = np.exp(random.uniform(np.log(15), np.log(80))), tall * np.exp(random.normal(0, 0.1))
+        width, height = side / ratio**0.5, side * ratio**0.5
+        corner = [random.uniform(0, 800 - width), random.uniform(0, 800 - height)]
+        annotations.append({"image_id": 1, "category_id": 1, "bbox": [*corner, width, height]})
+    content = {"images": [{"id": 1, "file_name": "a.jpg", "width": 800, "height": 800}], "annotations": annotations}
+    (tmp_path / "x.json").write_text(json.dumps(content | {"categories": [{"id": 1, "name": "pen"}]}))
+    given = ["stats", str(tmp_path / "x.json"), "--anchor-strides", *map(str, strides)]
+    assert main(given) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "  suggested  " in line)
+    sizes, ratios = (re.search(rf"{key} '\[(.*?)\]'", line)[1].split(", ") for key in ("ANCHOR_SIZES", "ASPECT_RATIOS"))
+    boxes, extent = np.array([a["bbox"] for a in annotations]), np.full(300, 800)
+    shares = [
+        (best_anchor_iou(boxes, extent, extent, anchors) >= 0.5).mean()
+        for anchors in (Anchors(strides=strides), Anchors([float(v) for v in sizes], strides, [float(v) for v in ratios]))
+    ]
+    assert len(sizes) == 5 and len(ratios) == 3 and shares[0] == 0 and shares[1] > least and f"cover {shares[1]:.1%}" in line
+    main([*given, "--anchor-sizes", *sizes, "--aspect-ratios", *ratios])
+    assert "suggested  these" in capsys.readouterr().out

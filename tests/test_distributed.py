@@ -197,7 +197,7 @@ def test_processes_that_are_started_once_more_go_on_from_the_last_checkpoint(rep
     with started(repository, *launcher, str(tmp_path / "dying.py"), *words) as program:
         output = program.communicate(timeout=150)[0]
     assert program.returncode == 0, output
-    assert "rank 0 lost another process during the training, in iteration 4" in output
+    assert "rank 0 lost rank 1, which died or did not come for 1800 s, during the training, in iteration 4" in output
     log = (tmp_path / "out" / "log.txt").read_text()
     assert "model_0000003.pth after iteration 3" in log
     assert torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["iteration"] == 6

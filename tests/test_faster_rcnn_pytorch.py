@@ -19,7 +19,7 @@ from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from maskrcnn_bench.config import load_config
-from maskrcnn_bench.data.build import make_transforms
+from maskrcnn_bench.data.build import make_data_loader, make_transforms
 from maskrcnn_bench.data.collate import BatchCollator
 from maskrcnn_bench.data.float_resize import NormalizeAndResize
 from maskrcnn_bench.engine.inference import to_original
@@ -98,6 +98,24 @@ def test_each_result_row_has_its_rate_steps_and_iterations(shared_dir):
         assert cfg.MODEL.ROI_BOX_HEAD.NUM_CLASSES == {"voc07": 21, "coco": 81, "coco_ls": 81, "vg": 2501}[data]
         assert len(cfg.MODEL.RPN.ANCHOR_SIZES) == (3 if data == "voc07" else 4)
         assert cfg.INPUT.ASPECT_RATIO_RANGE == (0.5, 2.0)
+
+
+def test_imagenet_det_has_its_classes_and_reader(tmp_path):
+    classes = "".join(f"n{number:08d} {number} thing {number}\n" for number in range(1, 201))
+    xml = "<annotation><size><width>50</width><height>40</height></size><object><name>n00000200</name><bndbox><xmin>3</xmin><ymin>4</ymin>"
+    for split in ("train", "val"):
+        for folder in ("Annotations", "Data"):
+            (tmp_path / "imagenet/ILSVRC" / folder / "DET" / split).mkdir(parents=True)
+        (tmp_path / "imagenet/ILSVRC/ImageSets/DET").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"imagenet/ILSVRC/ImageSets/DET/{split}.txt").write_text("a 1\n")
+        end = "<xmax>20</xmax><ymax>30</ymax></bndbox></object></annotation>"
+        (tmp_path / f"imagenet/ILSVRC/Annotations/DET/{split}/a.xml").write_text(xml + end)
+        Image.new("RGB", (50, 40)).save(tmp_path / f"imagenet/ILSVRC/Data/DET/{split}/a.JPEG")
+    (tmp_path / "imagenet/map_det.txt").write_text(classes)
+    cfg = load_config(f"{FOLDER}/res101_imagenet.yaml", ["DATASETS.ROOT", str(tmp_path), "DATALOADER.NUM_WORKERS", "0"])
+    images, targets, _ = next(iter(make_data_loader(cfg)))
+    assert targets.fields["labels"].tolist() == [[200]] and cfg.MODEL.ROI_BOX_HEAD.NUM_CLASSES == 201
+    assert images.image_sizes == [(600, 750)] and len(make_data_loader(cfg, is_train=False)[0].dataset) == 1
 
 
 @pytest.mark.parametrize("net", ["vgg16", "res50", "res101", "res152"])

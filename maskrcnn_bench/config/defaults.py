@@ -89,6 +89,9 @@ _C.INPUT.HUE = 0.0
 # Probability per image of a mirror image in training, left-right and top-bottom.
 _C.INPUT.HORIZONTAL_FLIP_PROB_TRAIN = 0.5
 _C.INPUT.VERTICAL_FLIP_PROB_TRAIN = 0.0
+# Further transforms in training, of torchvision.transforms.v2 by name: ("RandomRotation(degrees=10)", "GaussianBlur(5)"). In this order,
+# after colours and before sizes; boxes, masks and keypoints follow, objects of which nothing is left go. Arguments are plain values.
+_C.INPUT.TRANSFORMS = ()
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Data sets
@@ -133,11 +136,19 @@ _C.DATALOADER.TARGET_SLOTS = 0
 # Batches hold only upright or only wide images, so that less padding is computed; in testing, only images of one size
 # after padding, so that no result depends on the batch.
 _C.DATALOADER.ASPECT_RATIO_GROUPING = True
-# Images with a class that fewer than this share of the images have occur more often, by the square root of the ratio. 0: off.
+# Images with a class that fewer than this share of the images have occur more often, by a power of the ratio: 0.5, its square root, as
+# in LVIS. 0: off.
 _C.DATALOADER.REPEAT_THRESHOLD = 0.0
-# "ram" keeps decoded images in memory, per worker: for small data sets.
+_C.DATALOADER.REPEAT_EXPONENT = 0.5
+# How often the images of each data set of DATASETS.TRAIN occur in an epoch, one number each: (1.0, 0.25) takes a quarter of the second,
+# another one in every epoch. () is once.
+_C.DATALOADER.DATASET_REPEATS = ()
+# Keep decoded images: "ram" in memory, in each loading process; "disk" as files in $MASKRCNN_BENCH_CACHE or ~/.cache/maskrcnn_bench, for
+# all processes and later runs, where decoding takes longer than reading (large pictures, slow processors).
 _C.DATALOADER.CACHE = "none"
-_C.limit("DATALOADER.CACHE", "none", "ram")
+_C.limit("DATALOADER.CACHE", "none", "ram", "disk")
+# What is kept takes no more than this: in memory of the loading processes of a GPU together, on the disk of all data sets. GB.
+_C.DATALOADER.CACHE_GB = 16.0
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Backbone
@@ -535,6 +546,17 @@ _C.TEST.EVALUATOR = "auto"
 _C.limit("TEST.EVALUATOR", "auto", "hotcoco", "pycocotools")
 # IoU above which a detection goes when a better one, of whatever class, covers it; 0: only those of one class compete.
 _C.TEST.CLASS_AGNOSTIC_NMS = 0.0
+# Detections that score above other numbers than MODEL.ROI_HEADS.SCORE_THRESH (or RETINANET.INFERENCE_TH), by the names of their
+# classes: [["person", 0.3], ["traffic light", 0.6]].
+_C.TEST.CLASS_SCORE_THRESH = []
+_C.TEST.SOFT_NMS = CfgNode()
+# Instead of dropping boxes that overlap a better one of their class, lower their scores: "linear" times 1 - IoU above the IoU that
+# MODEL.ROI_HEADS.NMS (or RETINANET.NMS_TH) names, "gaussian" times exp(-IoU^2 / SIGMA). "" drops them.
+_C.TEST.SOFT_NMS.METHOD = ""
+_C.limit("TEST.SOFT_NMS.METHOD", "", "linear", "gaussian")
+_C.TEST.SOFT_NMS.SIGMA = 0.5
+# Boxes whose score falls to this or below are dropped.
+_C.TEST.SOFT_NMS.MIN_SCORE = 0.001
 # Draw the confusion matrix and precision over recall, as PNG files beside the results.
 _C.TEST.PICTURES = False
 # Least score of a detection, and least IoU with an object, that count in the confusion matrix.
@@ -565,6 +587,9 @@ _C.limit("DTYPE", "float32", "float16", "bfloat16")
 # Take the operations of torch that give the same bits every time, and name those that have no such form. Costs time on a GPU,
 # where the gradient of RoIAlign stays without one.
 _C.DETERMINISTIC = False
+# Seconds that a process of several waits for the others before it ends with an error that names them. While the first one computes
+# metrics, the others wait. At the start it is at least two minutes; on a GPU, NCCL itself waits twice as long.
+_C.PROCESS_TIMEOUT = 1800.0
 # Log the loss scale of float16 and every skipped step.
 _C.AMP_VERBOSE = False
 

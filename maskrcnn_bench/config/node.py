@@ -190,4 +190,5 @@ def _one_of(alternatives: tuple, raw: Any, key: str, source: str) -> Any:
                 return value
     hint = nearest(str(raw), [str(a) for a in alternatives], 1)
     did_you_mean = f" Did you mean {hint[0]}?" if hint else ""
-    raise ValueError(f"{source}: {key} expects one of {', '.join(map(str, alternatives))}; got {raw!r}.{did_you_mean}")
+    known = ", ".join(str(value) if value != "" else '""' for value in alternatives)
+    raise ValueError(f"{source}: {key} expects one of {known}; got {raw!r}.{did_you_mean}")

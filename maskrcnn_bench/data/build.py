@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed
 from torch.utils.data import ConcatDataset as TorchConcatDataset
@@ -36,6 +37,8 @@ from maskrcnn_bench.utils.download import find_weights
 from maskrcnn_bench.utils.proposal_files import read_proposals
 
 logger = logging.getLogger("maskrcnn_bench.data")
+
+GB = 1e9
 
 
 def make_dataset(
@@ -82,6 +85,7 @@ def make_transforms(cfg, is_train: bool = True) -> T.Compose:
         [
             T.ColorJitter(*colours),
             *([CropToAspectRatio(*cfg.INPUT.ASPECT_RATIO_RANGE)] if cfg.INPUT.ASPECT_RATIO_RANGE else []),
+            *_named_transforms(cfg),
             *([] if resize_last else [_train_size(cfg, d)]),
             T.RandomHorizontalFlip(cfg.INPUT.HORIZONTAL_FLIP_PROB_TRAIN),
             T.RandomVerticalFlip(cfg.INPUT.VERTICAL_FLIP_PROB_TRAIN),
@@ -90,6 +94,17 @@ def make_transforms(cfg, is_train: bool = True) -> T.Compose:
             T.ToTensor(),
         ]
     )
+
+
+def _named_transforms(cfg) -> list[Any]:
+    if not cfg.INPUT.TRANSFORMS:
+        return []
+    if cfg.MODEL.LOAD_PROPOSALS:
+        raise ValueError("INPUT.TRANSFORMS does not move the proposals of MODEL.LOAD_PROPOSALS; set one of them off")
+    # Here, since torchvision's transforms take a moment to import, and few trainings use them.
+    from maskrcnn_bench.data.named_transforms import NamedTransform
+
+    return [NamedTransform(text, slot) for slot, text in enumerate(cfg.INPUT.TRANSFORMS)]
 
 
 _FLOAT_RESIZES = {"one_factor": NormalizeAndResize, "both_truncated": NormalizeAndInterpolate}
@@ -162,8 +177,9 @@ def _make_one(cfg, name: str, is_train: bool) -> Dataset:
         "on_exif": cfg.INPUT.ON_EXIF,
         "classes": tuple(cfg.DATASETS.CLASSES),
         "channels": cfg.INPUT.CHANNELS,
+        "cache_bytes": cfg.DATALOADER.CACHE_GB * GB if cfg.DATALOADER.CACHE == "disk" else 0,
     }
-    return read_dataset(
+    dataset = read_dataset(
         name,
         catalog,
         is_train,
@@ -173,6 +189,10 @@ def _make_one(cfg, name: str, is_train: bool) -> Dataset:
         masks=cfg.MODEL.MASK_ON,
         options=options,
     )
+    if cfg.DATALOADER.CACHE == "disk" and not hasattr(dataset, "image_cache"):
+        what = f"{name}: {type(dataset).__name__} reads its images itself"
+        logger.warning("DATALOADER.CACHE disk does nothing for %s; DATALOADER.CACHE ram would keep them in memory", what)
+    return dataset
 
 
 def _name_classes(dataset: Dataset, name: str, num_classes: int) -> None:
@@ -251,7 +271,7 @@ def make_data_loader(cfg, is_train: bool = True, is_distributed: bool = False, s
     datasets = make_datasets(cfg, is_train)
     for dataset, proposals in zip(datasets, make_proposals(cfg, datasets, is_train), strict=True):
         paste = CopyPaste(cfg.INPUT.COPY_PASTE) if is_train and cfg.INPUT.COPY_PASTE else None
-        samples = TransformedDataset(dataset, make_transforms(cfg, is_train), cfg.SEED, cfg.DATALOADER.CACHE == "ram", paste, proposals)
+        samples = TransformedDataset(dataset, make_transforms(cfg, is_train), cfg.SEED, _memory(cfg), paste, proposals)
         grouped = GroupedBatchSampler(
             _groups(cfg, dataset, is_train), _batch_size(cfg, is_train, num_ranks), cfg.SEED, is_train, _repeats(cfg, dataset, is_train)
         )
@@ -261,6 +281,11 @@ def make_data_loader(cfg, is_train: bool = True, is_distributed: bool = False, s
             sampler = ShardedBatchSampler(grouped, rank, num_ranks)
         loaders.append(_loader(cfg, samples, sampler, _make_proposal_slots(cfg, is_train)))
     return loaders[0] if is_train else loaders
+
+
+def _memory(cfg) -> float:
+    """What a loading process may keep of its images, bytes."""
+    return cfg.DATALOADER.CACHE_GB * GB / max(cfg.DATALOADER.NUM_WORKERS, 1) if cfg.DATALOADER.CACHE == "ram" else 0
 
 
 def _groups(cfg, dataset: Dataset, is_train: bool) -> Sequence[int]:
@@ -281,13 +306,27 @@ def _groups(cfg, dataset: Dataset, is_train: bool) -> Sequence[int]:
 
 def _repeats(cfg, dataset: Dataset, is_train: bool) -> Any:
     """How often each training image occurs in an epoch; None for once."""
-    if not is_train or cfg.DATALOADER.REPEAT_THRESHOLD <= 0:
+    keys = cfg.DATALOADER
+    if not is_train or (keys.REPEAT_THRESHOLD <= 0 and not keys.DATASET_REPEATS):
         return None
     images, labels = image_labels(dataset)
-    factors = repeat_factors(images, labels, len(dataset), cfg.DATALOADER.REPEAT_THRESHOLD)
+    factors = _dataset_repeats(cfg, dataset)
+    if keys.REPEAT_THRESHOLD > 0:
+        factors = factors * repeat_factors(images, labels, len(dataset), keys.REPEAT_THRESHOLD, keys.REPEAT_EXPONENT)
     names = getattr(dataset, "class_names", None) or [f"class {k}" for k in range(int(labels.max(initial=0)) + 1)]
     logger.info("\n".join(repeat_report(images, labels, factors, names)))
     return factors
+
+
+def _dataset_repeats(cfg, dataset: Dataset) -> np.ndarray:
+    """How often the images of each of several data sets occur in an epoch. [len(dataset)]"""
+    parts = dataset.datasets if isinstance(dataset, ConcatDataset) else [dataset]
+    repeats = cfg.DATALOADER.DATASET_REPEATS or (1.0,) * len(parts)
+    if len(repeats) != len(parts) or min(repeats) <= 0:
+        raise ValueError(
+            f"DATALOADER.DATASET_REPEATS: expected {len(parts)} positive numbers, one a data set of DATASETS.TRAIN, got {repeats}"
+        )
+    return np.repeat(np.array(repeats, dtype=np.float64), [len(part) for part in parts])
 
 
 def _batch_size(cfg, is_train: bool, num_ranks: int) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 
 from maskrcnn_bench.data.datasets.photo import looks_wrong, read_photo
 from maskrcnn_bench.data.faults import Finding, apply_policy, check_annotations, missing_masks, summary
-from maskrcnn_bench.data.statistics import Anchors, coverage, pixels, statistics
+from maskrcnn_bench.data.statistics import Anchors, coverage, pixels, statistics, suggestion
 from maskrcnn_bench.data.store import AnnotationStore
 from maskrcnn_bench.data.view import view
 
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     abouts = {
         "check": "list every fault; exit code 1 when there is one",
-        "stats": "count images, objects, classes and sizes, the mean of the pixels, and the objects that anchors cover",
+        "stats": "count images, objects, classes and sizes, the mean of the pixels, the objects that anchors cover; suggest anchors",
         "view": "draw images with their ground truth",
     }
     subs = {verb: verbs.add_parser(verb, help=about, description=about) for verb, about in abouts.items()}
@@ -243,5 +243,5 @@ def _stats(args: argparse.Namespace) -> int:
     anchors = Anchors(args.sizes, args.strides, args.aspect_ratios, args.min_size, args.max_size)
     for store, root in stores:
         store.fill_sizes(root)
-        print("\n".join([*statistics(store), *pixels(store, root), *coverage(store, anchors)]))
+        print("\n".join([*statistics(store), *pixels(store, root), *coverage(store, anchors), *suggestion(store, anchors)]))
     return 1 if findings else 0

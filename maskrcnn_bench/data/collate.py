@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -23,7 +24,7 @@ class TransformedDataset(Dataset):
         dataset: items are (image, BoxList, anything).
         transforms: called as (image, target, CounterRandom).
         seed: what all random choices depend on, beside iteration and image.
-        cache: keep what the data set returns in memory, in each process that loads.
+        cache_bytes: how much of what the data set returns is kept in memory, in each process that loads.
         paste: what takes objects from another image, after the transforms of both.
         proposals: BoxLists that follow the image as the target's field `proposals`.
     """
@@ -33,7 +34,7 @@ class TransformedDataset(Dataset):
         dataset: Dataset,
         transforms: Callable,
         seed: int = 0,
-        cache: bool = False,
+        cache_bytes: float = 0,
         paste: CopyPaste | None = None,
         proposals: Dataset | None = None,
     ):
@@ -42,7 +43,8 @@ class TransformedDataset(Dataset):
         self.transforms = transforms
         self.seed = seed
         self.paste = paste
-        self._cached: dict[int, tuple[Any, BoxList]] | None = {} if cache else None
+        self.cache_bytes = cache_bytes
+        self._cached: dict[int, tuple[Any, BoxList]] = {}
 
     def __getitem__(self, sample: Sample | int) -> tuple[Any, BoxList, int, int]:
         """Image, target, index in the data set, and random key."""
@@ -60,10 +62,13 @@ class TransformedDataset(Dataset):
         return image, target, index, key
 
     def _read(self, index: int) -> tuple[Any, BoxList]:
-        if self._cached is None:
-            return self.dataset[index][:2]
         if index not in self._cached:
-            self._cached[index] = self.dataset[index][:2]
+            image, target = self.dataset[index][:2]
+            size = np.asarray(image).nbytes if self.cache_bytes > 0 else 0
+            if size == 0 or size > self.cache_bytes:
+                return image, target
+            self.cache_bytes -= size
+            self._cached[index] = image, target
         image, target = self._cached[index]
         # Picking all boxes copies them, so that no transform changes what is kept.
         return image, target[torch.arange(len(target))]

@@ -46,10 +46,10 @@ def group_by_size(sizes: Sequence[tuple[int, int]], divisible: int = 0) -> np.nd
     return np.unique(padded, axis=0, return_inverse=True)[1].reshape(-1)
 
 
-def repeat_factors(images: Sequence[int], labels: Sequence[int], num_images: int, threshold: float) -> np.ndarray:
+def repeat_factors(images: Sequence[int], labels: Sequence[int], num_images: int, threshold: float, exponent: float = 0.5) -> np.ndarray:
     """How often each image occurs in an epoch, so that rare classes are seen more often.
 
-    The factor of a class that a share f of the images has is max(1, sqrt(threshold / f)); that of an image is the largest of its
+    The factor of a class that a share f of the images has is max(1, (threshold / f) ** exponent); that of an image is the largest of its
     classes. (Gupta et al. 2019, LVIS.)
 
     Args:
@@ -57,12 +57,13 @@ def repeat_factors(images: Sequence[int], labels: Sequence[int], num_images: int
         labels: the class of each object. [n]
         num_images: how many images there are; one without objects occurs once.
         threshold: share of the images below which a class is rare.
+        exponent: 0.5 as in LVIS; 1 shows every class as often as one of that share, 0 changes nothing.
     Returns:
         [num_images] float64
     """
     pairs = np.unique(np.stack([np.asarray(labels, np.int64), np.asarray(images, np.int64)], axis=1), axis=0)
     share = np.bincount(pairs[:, 0]) / num_images
-    of_class = np.maximum(1.0, np.sqrt(threshold / np.maximum(share, 1e-12)))
+    of_class = np.maximum(1.0, (threshold / np.maximum(share, 1e-12)) ** exponent)
     factors = np.ones(num_images)
     np.maximum.at(factors, pairs[:, 1], of_class[pairs[:, 0]])
     return factors
@@ -74,7 +75,7 @@ def repeat_report(images: Sequence[int], labels: Sequence[int], factors: np.ndar
     before = np.bincount(pairs[:, 0], minlength=len(names)) / len(factors)
     after = np.bincount(pairs[:, 0], weights=factors[pairs[:, 1]], minlength=len(names)) / factors.sum()
     widest = max((len(name) for name in names[1:]), default=0)
-    lines = [f"{len(factors)} images, some of which occur more than once, make {factors.sum():.0f} an epoch; images with a class:"]
+    lines = [f"{len(factors)} images, some of which occur more or less than once, make {factors.sum():.0f} an epoch; images with a class:"]
     return lines + [f"  {names[k]:{widest}}  {before[k]:7.2%} -> {after[k]:7.2%}" for k in np.argsort(before[1:], kind="stable") + 1]
 
 
@@ -89,7 +90,7 @@ class GroupedBatchSampler(Sampler):
         batch_size: images a batch.
         seed: what the order depends on, beside the epoch.
         shuffle: False keeps the order of the data set.
-        repeats: how often each image occurs on average, at least 1; None for once. [n]
+        repeats: how often each image occurs on average; None for once. [n]
     """
 
     def __init__(

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,6 +19,8 @@ SIDES = {"small": (0, 32), "medium": (32, 96), "large": (96, math.inf)}
 CLASSES_LISTED = 5
 # As many images tell the mean and deviation of the pixels.
 IMAGES_LOOKED_AT = 200
+# As many boxes tell which anchors fit, and a share of the objects that much larger is worth other ones.
+BOXES_LOOKED_AT, WORTH_A_CHANGE = 2000, 0.01
 
 
 def statistics(store: AnnotationStore) -> list[str]:
@@ -133,10 +135,8 @@ def _overlap(start: np.ndarray, length: np.ndarray, extent: np.ndarray, side: fl
 
 def coverage(store: AnnotationStore, anchors: Anchors) -> list[str]:
     """Which share of the objects has an anchor of IoU 0.5 or more: in all, by size, and the classes that fare worst."""
-    images = store.annotation_images
-    sound = np.isfinite(store.boxes).all(axis=1) & (store.boxes[:, 2:] > 0).all(axis=1)
-    rows = np.flatnonzero(sound & ~store.crowd & (store.widths[images] > 0))
-    covered = best_anchor_iou(store.boxes[rows], store.widths[images[rows]], store.heights[images[rows]], anchors) >= COVERED_IOU
+    rows, boxes, widths, heights = _anchored(store)
+    covered = best_anchor_iou(boxes, widths, heights, anchors) >= COVERED_IOU
     sides, classes = _sides(store)[rows], store.category_ids[rows]
     by_size = [(name, covered[(sides >= low) & (sides < high)]) for name, (low, high) in SIDES.items()]
     by_class = [(category["name"], covered[classes == category["id"]]) for category in store.categories]
@@ -146,6 +146,56 @@ def coverage(store: AnnotationStore, anchors: Anchors) -> list[str]:
         f"    by size    {'; '.join(f'{name} {_share(part)}' for name, part in by_size)}",
         f"    worst      {'; '.join(f'{name} {_share(part)}' for name, part in worst)}",
     ]
+
+
+def _anchored(store: AnnotationStore) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Objects that anchors should cover: places in the store, boxes (x, y, width, height), widths and heights of their images, pixels."""
+    images = store.annotation_images
+    sound = np.isfinite(store.boxes).all(axis=1) & (store.boxes[:, 2:] > 0).all(axis=1)
+    rows = np.flatnonzero(sound & ~store.crowd & (store.widths[images] > 0))
+    return rows, store.boxes[rows], store.widths[images[rows]], store.heights[images[rows]]
+
+
+def suggestion(store: AnnotationStore, anchors: Anchors) -> list[str]:
+    """As many sizes and aspect ratios as `anchors` has, with which they would cover more objects, as keys of the configuration."""
+    rows, *objects = _anchored(store)
+    if not len(rows):
+        return []
+    objects = [values[:: math.ceil(len(rows) / BOXES_LOOKED_AT)] for values in objects]
+    better = fit_anchors(*objects, anchors)
+    before, after = ((best_anchor_iou(*objects, one) >= COVERED_IOU).mean() for one in (anchors, better))
+    if after - before < WORTH_A_CHANGE:
+        return ["    suggested  these: others of their number cover hardly more"]
+    sizes, ratios = (f"'[{', '.join(f'{value:g}' for value in values)}]'" for values in (better.sizes, better.aspect_ratios))
+    return [f"    suggested  MODEL.RPN.ANCHOR_SIZES {sizes} MODEL.RPN.ASPECT_RATIOS {ratios} cover {after:.1%}"]
+
+
+def fit_anchors(boxes: np.ndarray, widths: np.ndarray, heights: np.ndarray, anchors: Anchors) -> Anchors:
+    """Anchors of the same number that cover more of the boxes; arguments as `best_anchor_iou` takes them.
+
+    Begins with what the boxes have most, then tries each value larger and smaller, as long as it helps.
+    """
+    scale = np.minimum(anchors.min_size / np.minimum(widths, heights), anchors.max_size / np.maximum(widths, heights))
+    sides, tall = np.log(np.sqrt(boxes[:, 2] * boxes[:, 3]) * scale), np.log(boxes[:, 3] / boxes[:, 2])
+    starts = [
+        np.exp(np.quantile(of, (np.arange(n) + 0.5) / n)) for of, n in ((sides, len(anchors.sizes)), (tall, len(anchors.aspect_ratios)))
+    ]
+    split = len(anchors.sizes)
+
+    def made(values: np.ndarray) -> Anchors:
+        sizes, ratios = np.maximum(np.rint(np.sort(values[:split])), 1), np.maximum(np.round(np.sort(values[split:]), 2), 0.01)
+        return replace(anchors, sizes=tuple(sizes.tolist()), aspect_ratios=tuple(ratios.tolist()))
+
+    def fit(values: np.ndarray) -> float:
+        ious = best_anchor_iou(boxes, widths, heights, made(values))
+        return (ious >= COVERED_IOU).mean() + 0.1 * ious.mean()
+
+    best = max((np.concatenate(starts), np.array([*anchors.sizes, *anchors.aspect_ratios], dtype=float)), key=fit)
+    for step in (1.6, 1.3, 1.1):
+        for k in range(len(best)):
+            tried = [best * np.where(np.arange(len(best)) == k, factor, 1.0) for factor in (1.0, step, 1 / step)]
+            best = max(tried, key=fit)
+    return made(best)
 
 
 def _share(covered: np.ndarray) -> str:

@@ -1,4 +1,4 @@
-"""What was found as annotations: a COCO file that `--data` and labelling tools read, to be corrected or trained on."""
+"""What was found as annotations, to be corrected or trained on: a COCO file, or LabelMe's files; `--data` reads both."""
 
 from __future__ import annotations
 
@@ -43,3 +43,31 @@ def _annotation(row: dict[str, Any], number: int) -> dict[str, Any]:
     if "keypoints" in row:
         out["num_keypoints"] = sum(value > 0 for value in row["keypoints"][2::3])
     return out
+
+
+def labelme_annotations(image: dict[str, Any], rows: Sequence[dict[str, Any]], folder: str) -> str:
+    """The text of LabelMe's file of one image: polygons, or rectangles where there are no masks.
+
+    Args:
+        image: `path`, `width` and `height`.
+        rows: its detections in the form of COCO's results, with `category_name`.
+        folder: where the file will be; the path of the image is relative to it.
+    """
+    shapes = [shape for number, row in enumerate(rows, start=1) for shape in _shapes(row, number)]
+    out = {"version": "5.0.0", "flags": {}, "shapes": shapes, "imagePath": _relative(image["path"], folder), "imageData": None}
+    return json.dumps(out | {"imageHeight": image["height"], "imageWidth": image["width"]}, ensure_ascii=False)
+
+
+def _shapes(row: dict[str, Any], number: int) -> list[dict[str, Any]]:
+    """A detection as shapes; those of an object in several parts have its number as their group."""
+    x, y, width, height = row["bbox"]
+    rings, kind = [[[x, y], [x + width, y + height]]], "rectangle"
+    if "segmentation" in row:
+        from ..structures.segmentation_mask import SegmentationMask
+
+        size = tuple(reversed(row["segmentation"]["size"]))
+        polygons = SegmentationMask([row["segmentation"]], size, mode="poly").instances[0].rings
+        rings, kind = [ring.tolist() for ring in polygons if len(ring) >= 3], "polygon"
+    group = number if len(rings) > 1 else None
+    common = {"label": row["category_name"], "group_id": group, "shape_type": kind, "flags": {}, "description": f"score {row['score']:.3f}"}
+    return [common | {"points": points} for points in rings]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..config import get_defaults
-from .export import coco_annotations
+from .export import coco_annotations, labelme_annotations
 from .options import count, share
 
 if TYPE_CHECKING:
@@ -80,8 +80,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--csv", action="store_true", help="write predictions.csv as well: a line for each object, without masks")
     annotations = "write what was found in images as a COCO data set too, to correct it or to train on it: photos/instances_train.json"
     parser.add_argument("--annotations", default="", metavar="FILE", help=annotations)
+    labelme = "write a file of LabelMe for each image too, NAME.json; beside the images, `--data` and LabelMe find both"
+    parser.add_argument("--labelme", default="", metavar="FOLDER", help=labelme)
     score = "least score of what is drawn and written, 0 to 1; %(default)s"
     parser.add_argument("--score", type=share, default=0.5, metavar="S", help=score)
+    tile = "look at images larger than N pixels in tiles of that side as well: for small objects in large images"
+    parser.add_argument("--tile", type=count, default=0, metavar="N", help=tile)
+    overlap = "share of a tile that its neighbour sees as well, 0 to 1; %(default)s"
+    parser.add_argument("--overlap", type=share, default=0.2, metavar="S", help=overlap)
     parser.add_argument("--batch-size", type=count, default=4, metavar="N", help="images at once; %(default)s")
     return parser
 
@@ -123,7 +129,7 @@ def _predict(args: argparse.Namespace) -> int:
     videos = [(index, one) for index, one in enumerate(found) if video.is_video(one.path)]
     if videos:
         video.pyav()
-    demo = COCODemo.from_weights(args.weights, args.config_file, args.opts, args.score)
+    demo = COCODemo.from_weights(args.weights, args.config_file, args.opts, args.score, tile=args.tile, overlap=args.overlap)
     if videos:
         demo.require_colours("a video")
     results = Results(demo, overlay_paths(found, None if args.beside else args.output))
@@ -143,6 +149,9 @@ def _predict(args: argparse.Namespace) -> int:
         text = coco_annotations(results.images, results.rows, demo.CATEGORIES, beside_annotations)
         write_atomically(args.annotations, lambda file: file.write(text.encode()))
         numbers += f", annotations in {args.annotations}"
+    if args.labelme:
+        _write_labelme(results, args.labelme)
+        numbers += f", LabelMe's files in {args.labelme}"
     pictures = "beside the images" if args.beside else f"in {args.output}"
     print(_summary(results, len(photos), len(videos), seconds) + f"; pictures {pictures}, numbers in {numbers}")
     if not results.rows and results.looked_at:
@@ -172,6 +181,17 @@ def _write_numbers(rows: Sequence[dict[str, Any]], folder: str, table: bool) -> 
     writer.writerows({**row, **dict(zip(("x", "y", "width", "height"), row["bbox"]))} for row in rows)
     write_atomically(os.path.join(folder, TABLE), lambda file: file.write(lines.getvalue().encode()))
     return f"{path} and {TABLE}"
+
+
+def _write_labelme(results: Results, folder: str) -> None:
+    """Writes a file for each image that was read; an error where there is one of that name."""
+    for image in results.images:
+        path = Path(folder, f"{Path(image['path']).stem}.json")
+        if path.exists():
+            raise FileExistsError(f"--labelme: {path} is there already and may have somebody's corrections; name another folder")
+        text = labelme_annotations(image, [row for row in results.rows if row["image_id"] == image["id"]], folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(str(path), lambda file, text=text: file.write(text.encode()))
 
 
 def _one_batch(results: Results, batch: Sequence[tuple[int, Found]], progress: _Progress) -> None:

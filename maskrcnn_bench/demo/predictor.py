@@ -30,7 +30,7 @@ from ..data.transforms import Compose, ToTensor
 from ..engine.arguments import config_beside
 from ..engine.inference import to_original
 from ..engine.launch import resolve_device
-from ..modeling.detector import GeneralizedRCNN, build_detection_model
+from ..modeling.detector import GeneralizedRCNN, build_detection_model, set_class_thresholds
 from ..solver import changed
 from ..structures.bounding_box import BoxList
 from ..structures.boxlist_ops import boxlist_nms
@@ -41,6 +41,7 @@ from ..weights import load_into
 from ..weights.classes import BACKGROUND, COCO, coco_names
 from . import draw
 from .images import as_picture, find_images
+from .tiling import detect_tiled
 
 logger = logging.getLogger("maskrcnn_bench.demo")
 
@@ -59,6 +60,8 @@ class COCODemo:
         min_image_size: length that the shorter side of an image is brought to, pixels. The longer one stays below
             INPUT.MAX_SIZE_TEST.
         weight_loading: weights to take instead: a file, an address, or a catalog:// name.
+        tile: side of the tiles in which larger images are looked at, besides as a whole, pixels; 0 only looks at the whole.
+        overlap: least share of a tile that its neighbour sees as well; objects that are larger may be put together from parts.
     Raises:
         ValueError: when the weights leave a part of the model without values, or the configuration cannot be built.
     """
@@ -75,7 +78,11 @@ class COCODemo:
         masks_per_dim: int = 2,
         min_image_size: int = 224,
         weight_loading: str | os.PathLike | None = None,
+        tile: int = 0,
+        overlap: float = 0.2,
     ):
+        if tile < 0 or not 0 <= overlap < 1:
+            raise ValueError(f"expected a tile of 0 pixels or more and an overlap from 0 to below 1, got {tile} and {overlap}")
         if cfg.MODEL.RPN_ONLY and not cfg.MODEL.RETINANET_ON:
             raise ValueError("MODEL.RPN_ONLY: such a model proposes boxes but knows no classes, so there is nothing to show")
         self.cfg = cfg.clone()
@@ -83,6 +90,7 @@ class COCODemo:
         self.show_mask_heatmaps = show_mask_heatmaps
         self.masks_per_dim = masks_per_dim
         self.min_image_size = min_image_size
+        self.tile, self.overlap = tile, overlap
         rules = get_dialect(cfg.MODEL.DIALECT)
         self.mask_rule, self._clip = rules.mask_paste, rules.clip_rescaled
         self.has_masks = bool(cfg.MODEL.MASK_ON)
@@ -92,12 +100,13 @@ class COCODemo:
         self.model = build_detection_model(cfg)
         weights = weight_loading or last_checkpoint(cfg.OUTPUT_DIR) or cfg.MODEL.WEIGHT
         names = _load_trained(cfg, self.model, os.fspath(weights)).get("class_names", ())
+        if type(self).CATEGORIES is COCODemo.CATEGORIES:
+            self.CATEGORIES = tuple(names) or _coco_names(_num_classes(cfg)[1])
+        set_class_thresholds(self.model, cfg.TEST.CLASS_SCORE_THRESH, self.CATEGORIES)
         self.model.eval()
         if isinstance(self.model, GeneralizedRCNN):
             self.model = self.model.for_inference()
         self.model.to(self.device, memory_format=torch.channels_last)
-        if type(self).CATEGORIES is COCODemo.CATEGORIES:
-            self.CATEGORIES = tuple(names) or _coco_names(_num_classes(cfg)[1])
         self.transforms = self.build_transform()
 
     @classmethod
@@ -162,9 +171,17 @@ class COCODemo:
         if self.cfg.INPUT.CHANNELS != 3:
             raise ValueError(f"{what} gives pictures in colours, but this model takes images with INPUT.CHANNELS {self.cfg.INPUT.CHANNELS}")
 
-    @torch.no_grad()
     def detect(self, pictures: Sequence[Image.Image]) -> list[BoxList]:
-        """Detections of RGB pictures, as `predict` yields them.
+        """Detections of RGB pictures, as `predict` yields them."""
+        if not self.tile:
+            return self._detect(pictures)
+        nms = self.cfg.MODEL.RETINANET.NMS_TH if self.cfg.MODEL.RETINANET_ON else self.cfg.MODEL.ROI_HEADS.NMS
+        found = [detect_tiled(self._detect, picture, self.tile, self.overlap, nms) for picture in pictures]
+        return [boxlist_nms(boxlist, self.cfg.TEST.CLASS_AGNOSTIC_NMS) for boxlist in found]
+
+    @torch.no_grad()
+    def _detect(self, pictures: Sequence[Image.Image]) -> list[BoxList]:
+        """Detections of whole pictures.
 
         Only pictures of one padded size share a run of the model, so that no result depends on what else is in the list.
         """

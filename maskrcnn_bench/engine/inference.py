@@ -268,7 +268,8 @@ class Tester:
             prefix = f"{short}/" if self.results else ""
             metrics |= {prefix + key: value for key, value in flat_metrics(result).items()}
             if self.losses:
-                losses = validation_losses(self.model, loader, self.options["device"], self.options["dtype"])
+                with during(lambda name=name: f"the losses on {name}"):
+                    losses = validation_losses(self.model, loader, self.options["device"], self.options["dtype"])
                 metrics |= {prefix + key: value for key, value in losses.items()}
             self.results.append(result)
             if is_main_process() and not prefix:

@@ -34,7 +34,7 @@ from maskrcnn_bench.engine.surroundings import StopRequest, without_traceback
 from maskrcnn_bench.engine.trainer import AveragedWeights, LossScale, Step, do_train
 from maskrcnn_bench.engine.tta import TestTimeAugmentation, make_passes
 from maskrcnn_bench.evaluation.pictures import can_draw
-from maskrcnn_bench.modeling.detector import GeneralizedRCNN, build_detection_model, compile_parts
+from maskrcnn_bench.modeling.detector import GeneralizedRCNN, build_detection_model, compile_parts, set_class_thresholds
 from maskrcnn_bench.solver import (
     changed,
     check_schedule,
@@ -65,23 +65,30 @@ def run(work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> 
     """Turns errors that the user can do something about into one message."""
     close_handlers(logging.getLogger(NAME))
     try:
-        code = work(args)
+        # What has no phase of its own comes before the first step.
+        with comm.during(lambda: "the start"):
+            code = work(args)
     except torch.OutOfMemoryError as error:
         code = _fail(error, "; raise SOLVER.ACCUMULATE, which splits the batch, set DTYPE bfloat16, or lower INPUT.MIN_SIZE_TRAIN")
     except _USER_ERRORS as error:
         code = _fail(error)
     except KeyboardInterrupt:
         return 130
+    except BaseException as error:
+        comm.leave_word(f"{type(error).__name__}: {error}")
+        raise
     else:
         comm.stop()
     return code
 
 
 def _fail(error: BaseException, advice: str = "") -> int:
+    message = without_traceback(str(error))
+    if not isinstance(error, comm.ProcessLost):
+        comm.leave_word(message)
     if os.environ.get(DEBUG):
         raise error
     where = f" (rank {comm.get_rank()})" if comm.get_world_size() > 1 else ""
-    message = without_traceback(str(error))
     print(f"error{where}: {message}{advice}", file=sys.stderr, flush=True)
     logger = logging.getLogger(NAME)
     if logger.handlers:
@@ -98,14 +105,29 @@ def _classes_key(cfg: Any) -> str:
 
 
 def _describe_model(model: nn.Module) -> list[str]:
-    """A line for each part of the model with parameters: how many train and how many are frozen."""
+    """A line for each part of the model with parameters: how many train, how many are frozen, and its norms."""
     parts: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():
-        part = parts.setdefault(".".join(name.split(".")[:2]), [0, 0])
+        part = parts.setdefault(_part_of(name), [0, 0])
         part[not parameter.requires_grad] += parameter.numel()
-    lines = [f"  {name:<24}{trains / 1e6:9.3f} M trainable {fixed / 1e6:9.3f} M frozen" for name, (trains, fixed) in parts.items()]
+    norms: dict[str, dict[str, None]] = {}
+    for name, module in model.named_modules():
+        if "Norm" in (kind := type(module).__name__):
+            trains = any(p.requires_grad for p in module.parameters())
+            moves = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and not trains
+            norms.setdefault(_part_of(name), {})[kind + " (its statistics move)" * moves] = None
+    lines = [
+        f"  {name:<24}{trains / 1e6:9.3f} M trainable {fixed / 1e6:9.3f} M frozen  {', '.join(norms.get(name, ()))}".rstrip()
+        for name, (trains, fixed) in parts.items()
+    ]
     total = [sum(part[k] for part in parts.values()) / 1e6 for k in (0, 1)]
     return [f"parameters: {total[0]:.3f} M trainable, {total[1]:.3f} M frozen", *lines]
+
+
+def _part_of(name: str) -> str:
+    """The part of the model that a parameter or module is listed under: a stage of the trunk, or a head."""
+    words = name.split(".")
+    return ".".join(words[: 3 if words[:2] == ["backbone", "body"] else 2])
 
 
 def _describe_classes(names: Sequence[str]) -> str:
@@ -128,7 +150,7 @@ def train(args: argparse.Namespace) -> int:
         run.logger.info("SOLVER: %s", ", ".join(f"{key} {cfg.SOLVER[key]}" for key in ("BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS")))
         return 0
     tester = None if args.skip_test else _make_tester(cfg, run)
-    model = _make_model(cfg, run)
+    model = _make_model(cfg, run, loader.dataset.class_names)
     checkpointer = DetectronCheckpointer(
         cfg, model, save_dir=cfg.OUTPUT_DIR, keep_last=cfg.SOLVER.KEEP_LAST, class_names=loader.dataset.class_names
     )
@@ -183,8 +205,9 @@ def _with_classes(cfg: Any, key: str, count: int, run: Run) -> Any:
     return cfg
 
 
-def _make_model(cfg: Any, run: Run) -> nn.Module:
+def _make_model(cfg: Any, run: Run, class_names: Sequence[str]) -> nn.Module:
     model = build_detection_model(cfg).to(run.device, memory_format=torch.channels_last)
+    set_class_thresholds(model, cfg.TEST.CLASS_SCORE_THRESH, class_names)
     log_lines(run.logger, _describe_model(model))
     return model
 
@@ -367,7 +390,7 @@ def test(args: argparse.Namespace) -> int:
     if known and not tester.options["box_only"]:
         _match_classes(weights, known, tester, run)
     cfg = _with_classes(cfg, key, len(known or names), run)
-    model = _make_model(cfg, run)
+    model = _make_model(cfg, run, known or names)
     DetectronCheckpointer(cfg, model, save_to_disk=False).load_weights(weights)
     tester.model = _for_test(cfg, run.device, model)
     tester()

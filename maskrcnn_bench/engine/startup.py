@@ -52,7 +52,7 @@ def start_run(args: argparse.Namespace, check: Callable[[Any], None] = lambda cf
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     device = resolve_device(cfg.MODEL.DEVICE)
     require_writable(cfg.OUTPUT_DIR)
-    comm.start(device)
+    comm.start(device, cfg.PROCESS_TIMEOUT)
     log = Path(cfg.OUTPUT_DIR, "log.txt")
     log_size = log.stat().st_size if log.is_file() else 0
     logger = setup_logger(save_dir=cfg.OUTPUT_DIR, distributed_rank=comm.get_rank())

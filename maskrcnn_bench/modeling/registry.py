@@ -28,12 +28,14 @@ class Registry(dict):
     def register(self, name: str, part: Callable | None = None) -> Callable:
         """Adds a part under a name; without `part`, a decorator.
 
+        The same part defined anew, by a notebook's cell that runs again, takes the place of the old one.
+
         Raises:
             ValueError: when the name stands for something else already.
         """
 
         def add(part: Callable) -> Callable:
-            if name in self and self[name] is not part:
+            if name in self and _place(self[name]) != _place(part):
                 raise ValueError(f"{self.key}: {name!r} is registered already, for {self[name]}")
             self[name] = part
             return part
@@ -44,6 +46,12 @@ class Registry(dict):
         near = difflib.get_close_matches(str(name), self, n=3)
         hint = f"; the nearest are {near}" if near else ""
         raise ValueError(f"{self.key}: no part named {name!r}{hint}. Registered: {sorted(self)}")
+
+
+def _place(part: Callable) -> tuple:
+    """Where a part is defined; only itself is there when nobody can tell."""
+    place = getattr(part, "__module__", None), getattr(part, "__qualname__", "<")
+    return (part,) if "<" in place[1] else place
 
 
 META_ARCHITECTURES = Registry("MODEL.META_ARCHITECTURE", "part(cfg) -> the detector, called with (images, targets).")

@@ -9,6 +9,7 @@ import contextlib
 import gc
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -17,9 +18,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-# An evaluation keeps the other processes waiting for the first one.
-TIMEOUT = timedelta(minutes=30)
-_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed? ?out", re.IGNORECASE)
+TIMEOUT = 1800.0
+"""Seconds that processes wait for each other where nothing else is said: an evaluation keeps all waiting for the first one."""
+TO_ANSWER = 3.0
+"""Seconds in which processes that lost another one tell so, to be told from the lost one."""
+_LOST = re.compile(r"gloo|nccl|monitored_?barrier|connection (closed|reset|refused)|broken pipe|timed? ?out", re.IGNORECASE)
 """How the errors of a process read whose partner is gone: torch has no class of its own for them with gloo."""
 
 
@@ -54,27 +57,66 @@ def launched_processes() -> tuple[int, int, int]:
     return 0, 1, 0
 
 
-def start(device: torch.device) -> None:
+class _Meeting:
+    """What the processes of a run agree on when they start: where they leave words for each other, and how long they wait."""
+
+    store: Any = None
+    timeout = timedelta(seconds=TIMEOUT)
+
+
+def start(device: torch.device, timeout: float = TIMEOUT) -> None:
     """Joins the processes that a launcher started: gloo for CPU tensors, NCCL for CUDA tensors.
 
+    Args:
+        device: of this process.
+        timeout: seconds that a process waits for the others before it ends.
     Raises:
         ProcessLost: when they do not find each other.
     """
+    if not timeout > 0:
+        raise ValueError(f"PROCESS_TIMEOUT: expected seconds, more than 0, got {timeout}")
     rank, world_size, local_rank = launched_processes()
     if world_size == 1 or _initialised():
         return
     _address_of_slurm()
     os.environ.setdefault("LOCAL_RANK", str(local_rank))
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    _Meeting.timeout = timedelta(seconds=timeout)
+    # Programs need a while until they are here, however short they wait for each other afterwards.
+    joining = timedelta(seconds=max(timeout, 120.0))
     try:
-        store = next(dist.rendezvous("env://", rank, world_size, timeout=TIMEOUT))[0]
+        store = next(dist.rendezvous("env://", rank, world_size, timeout=joining))[0]
         # A launcher may keep its store when it starts processes once more; addresses of those that died must not be found there.
-        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
+        _Meeting.store = store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        _wait_for_all(rank, world_size, joining.total_seconds())
+        if device.type == "cuda":
+            # NCCL ends a program without a word about who is missing, so what runs on the CPU is to notice first.
+            dist.init_process_group("cpu:gloo,cuda:nccl", store=store, rank=rank, world_size=world_size, timeout=2 * _Meeting.timeout)
+        else:
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=_Meeting.timeout)
     except RuntimeError as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         why = str(error).partition("\n")[0][:300]
         raise ProcessLost(f"rank {rank} does not find the other {world_size - 1} process(es) at {place} ({why})") from error
+
+
+def _wait_for_all(rank: int, world_size: int, seconds: float) -> None:
+    _Meeting.store.set(f"here {rank}", "")
+    if missing := _without_word("here", range(world_size), seconds):
+        raise RuntimeError(f"{_ranks(missing)} did not start within {seconds:g} s")
+
+
+def _without_word(about: str, ranks: Sequence[int], seconds: float) -> list[int]:
+    """Those of `ranks` that say nothing about something in the store for so long."""
+    deadline = time.monotonic() + seconds
+    while True:
+        ranks = [rank for rank in ranks if not _Meeting.store.check([f"{about} {rank}"])]
+        if not ranks or time.monotonic() > deadline:
+            return ranks
+        time.sleep(0.05)
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
 
 
 def _address_of_slurm() -> None:
@@ -100,36 +142,42 @@ def is_restart() -> bool:
 
 def stop() -> None:
     """Leaves the process group."""
+    _Meeting.store = None
     if _initialised():
         # Wrappers of models are in cycles and would keep the threads of the group, which then end the program with an abort.
         gc.collect()
         dist.destroy_process_group()
 
 
+def leave_word(message: str) -> None:
+    """Tells the other processes why this one ends: "" because it lost another one."""
+    if _Meeting.store is not None:
+        with contextlib.suppress(RuntimeError):
+            _Meeting.store.set(f"end {get_rank()}", message.partition("\n")[0][:300])
+
+
 def synchronize(phase: str = "") -> None:
     """Waits until all processes are here.
 
     Args:
-        phase: what they wait for, in words, for the error.
+        phase: what they wait for, in words, for the error; "" leaves that to `during` around it.
     Raises:
-        RuntimeError: naming the processes that did not come in time.
+        ProcessLost: naming the processes that did not come in time.
     """
     if get_world_size() == 1:
         return
-    try:
-        dist.monitored_barrier(_object_group(), timeout=TIMEOUT, wait_all_ranks=True)
-    except RuntimeError as error:
-        raise ProcessLost(f"rank {get_rank()} waited {TIMEOUT} in vain{f' for: {phase}' if phase else ''}. {error}") from error
+    with during(lambda: phase) if phase else contextlib.nullcontext():
+        dist.monitored_barrier(_object_group(), timeout=_Meeting.timeout, wait_all_ranks=True)
 
 
 @contextlib.contextmanager
 def during(phase: Callable[[], str]) -> Iterator[None]:
-    """Says what this process was doing when it lost another one.
+    """Says what this process was doing when it lost another one, and which one.
 
     Args:
         phase: what is done, in words; called when it is needed.
     Raises:
-        ProcessLost: naming this process and the phase.
+        ProcessLost: naming this process, the lost one, and the phase.
     """
     try:
         yield
@@ -139,8 +187,23 @@ def during(phase: Callable[[], str]) -> Iterator[None]:
         if get_world_size() == 1 or not _LOST.search(str(error)):
             raise
         why = str(error).partition("\n")[0][:300]
-        said = f"rank {get_rank()} lost another process during {phase()}; an error above, or the launcher, says which ({why})"
-        raise ProcessLost(said) from error
+        raise ProcessLost(f"rank {get_rank()} lost {_who_is_lost()} during {phase()} ({why})") from error
+
+
+def _who_is_lost() -> str:
+    """The processes that ended with an error of their own, with that error; else those that do not answer any more."""
+    others = [rank for rank in range(get_world_size()) if rank != get_rank()]
+    leave_word("")
+    try:
+        silent = _without_word("end", others, TO_ANSWER)
+        words = {rank: _Meeting.store.get(f"end {rank}").decode() for rank in others if rank not in silent}
+    except (RuntimeError, AttributeError):
+        return "another process (an error above, or the launcher, says which)"
+    if failed := {rank: word for rank, word in words.items() if word}:
+        return ", ".join(f"rank {rank}, which ended with: {word}," for rank, word in failed.items())
+    if silent:
+        return f"{_ranks(silent)}, which died or did not come for {_Meeting.timeout.total_seconds():g} s,"
+    return "another process (an error above, or the launcher, says which)"
 
 
 _groups: dict[Any, Any] = {}
@@ -153,7 +216,7 @@ def _object_group() -> Any:
         return default
     if default not in _groups:
         _groups.clear()
-        _groups[default] = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        _groups[default] = dist.new_group(backend="gloo", timeout=_Meeting.timeout)
     return _groups[default]
 
 
@@ -200,6 +263,9 @@ def mean_over_processes(values: Tensor) -> Tensor:
     """The mean of a tensor over all processes; NaN in one of them is NaN in all. Any shape, unchanged device."""
     if get_world_size() == 1:
         return values
+    if values.is_cuda:
+        # A process that waits for its GPU cannot be told which other one is missing; here it can.
+        synchronize()
     values = values.clone()
     dist.all_reduce(values)
     return values / get_world_size()

@@ -8,8 +8,10 @@ _PLACES = {
     "ConcatDataset": "concat",
     "ImageNetDETDataset": "imagenet_det",
     "InstancePNGDataset": "instance_png",
+    "LabelMeDataset": "labelme",
     "PascalVOCDataset": "voc",
     "VisualGenomeDataset": "visual_genome",
+    "XMLFolderDataset": "xml_folder",
     "YOLODataset": "yolo",
 }
 
@@ -19,8 +21,10 @@ __all__ = [
     "ConcatDataset",
     "ImageNetDETDataset",
     "InstancePNGDataset",
+    "LabelMeDataset",
     "PascalVOCDataset",
     "VisualGenomeDataset",
+    "XMLFolderDataset",
     "YOLODataset",
 ]
 

@@ -11,13 +11,12 @@ import numpy as np
 from PIL import Image
 
 from maskrcnn_bench.data.datasets.content import Content, box_of_mask, rle_of_mask
-from maskrcnn_bench.data.datasets.layout import NO_SPLITS, every_fifth
+from maskrcnn_bench.data.datasets.layout import IMAGE_SUFFIXES, NO_SPLITS, every_fifth
 from maskrcnn_bench.data.datasets.stored import StoredDataset
 from maskrcnn_bench.data.store import AnnotationStore
 
 # Folders of images and of masks, and the class of the objects, which the files do not say.
 LAYOUTS = (("PNGImages", "PedMasks", "person"), ("images", "masks", "object"))
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
 class InstancePNGDataset(StoredDataset):

@@ -10,8 +10,9 @@ from torch.utils.data import Dataset
 
 TRAIN_SPLITS = ("train",)
 TEST_SPLITS = ("val", "valid", "test")
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 NOTHING = "no data set recognised"
-NO_SPLITS = "which has no splits: every fifth image by name is for testing"
+NO_SPLITS = "which has no splits: every fifth image by name is for testing, the others for training"
 
 
 class NoSplitError(ValueError):

@@ -17,11 +17,13 @@ from maskrcnn_bench.data.datasets.cityscapes import CityScapesDataset, find_city
 from maskrcnn_bench.data.datasets.coco import COCODataset
 from maskrcnn_bench.data.datasets.imagenet_det import ImageNetDETDataset, find_imagenet_det
 from maskrcnn_bench.data.datasets.instance_png import InstancePNGDataset, find_instance_png
+from maskrcnn_bench.data.datasets.labelme import LabelMeDataset, find_labelme
 from maskrcnn_bench.data.datasets.layout import NOTHING, TEST_SPLITS, TRAIN_SPLITS, NoSplitError, Source, splits
 from maskrcnn_bench.data.datasets.stored import StoredDataset
 from maskrcnn_bench.data.datasets.toy import MARKER
 from maskrcnn_bench.data.datasets.visual_genome import VisualGenomeDataset, find_visual_genome
 from maskrcnn_bench.data.datasets.voc import PascalVOCDataset, find_voc
+from maskrcnn_bench.data.datasets.xml_folder import XMLFolderDataset, find_xml_folder
 from maskrcnn_bench.data.datasets.yolo import YOLODataset, find_yolo
 
 # Layouts beside COCO's: each finder says the arguments of its class and describes them, or answers None. The first one wins.
@@ -32,10 +34,14 @@ LAYOUTS: tuple[tuple[type[StoredDataset], Callable[[Path, bool, bool], tuple[dic
     (PascalVOCDataset, find_voc),
     (YOLODataset, find_yolo),
     (InstancePNGDataset, find_instance_png),
+    (XMLFolderDataset, find_xml_folder),
+    (LabelMeDataset, find_labelme),
 )
 FACTORIES: dict[str, type[StoredDataset]] = {factory.__name__: factory for factory in (COCODataset, *(row[0] for row in LAYOUTS))}
 EXPECTED = (
     "COCO layout: annotations/instances_SPLIT.json and a folder of images SPLIT*; VOC layout: Annotations, ImageSets/Main, JPEGImages;"
+    " VOC's XML files without ImageSets: in Annotations beside JPEGImages or images, or each beside its image, also below SPLIT;"
+    " LabelMe: a JSON file beside each image, also below SPLIT;"
     " YOLO: data.yaml, images/SPLIT, labels/SPLIT; masks as PNG: PNGImages and PedMasks, or images and masks; Cityscapes: leftImg8bit,"
     " gtFine; ImageNet DET: Annotations/DET, Data/DET, ImageSets/DET, map_det.txt; Visual Genome: objects.json, objects_vocab.txt, VG_100K"
 )

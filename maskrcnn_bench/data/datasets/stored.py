@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from maskrcnn_bench.data.datasets.photo import read_photo
 from maskrcnn_bench.data.faults import apply_policy, check_annotations, missing_masks
+from maskrcnn_bench.data.image_cache import ImageCache
 from maskrcnn_bench.data.store import NO_MASK, AnnotationStore
 from maskrcnn_bench.structures.bounding_box import BoxList
 from maskrcnn_bench.structures.keypoint import Keypoints, PersonKeypoints
@@ -44,6 +45,7 @@ class StoredDataset(Dataset):
         classes: names of the classes to use, in this order; () takes all, by ascending category id.
         channels: of the images: 3 makes any picture RGB of 8 bits, another number takes them as they are stored.
         require_masks: an object without a mask is faulty where others have one.
+        cache_bytes: what decoded images of all data sets may take on the disk; 0 keeps none.
     Raises:
         ValueError: when a class is unknown, the annotations are unusable, or no image is left.
     """
@@ -61,6 +63,7 @@ class StoredDataset(Dataset):
         classes: Sequence[str] = (),
         require_masks: bool = False,
         channels: int = 3,
+        cache_bytes: float = 0,
     ):
         self.annotations = store
         self.root = os.fspath(root)
@@ -82,6 +85,14 @@ class StoredDataset(Dataset):
         self.has_masks = bool((store.mask_kinds[self.usable] != NO_MASK).any())
         self._name_points()
         self.images = self._select(remove_images_without_annotations)
+        self.image_cache = self._make_cache(cache_bytes) if cache_bytes and len(self) else None
+
+    def _make_cache(self, cache_bytes: float) -> ImageCache:
+        store = self.annotations
+        names = [store.file_names[k] for k in self.images.tolist()]
+        sizes = np.stack([store.widths, store.heights], axis=1)[self.images]
+        dataset = f"{self.on_exif} {os.path.abspath(self.root)} {os.path.abspath(store.source)}"
+        return ImageCache(dataset, names, sizes, self.channels, cache_bytes)
 
     def _wanted(self) -> np.ndarray:
         """Annotations a kind of data set trains on. [A] bool"""
@@ -117,6 +128,16 @@ class StoredDataset(Dataset):
         self.keypoint_names = tuple(names[0]) if names and self.annotations.keypoints is not None else ()
         if self.annotations.keypoints is not None and not names:
             self.keypoint_names = tuple(f"point_{k}" for k in range(self.annotations.keypoints.shape[1] // 3))
+        pairs = [c["flip_pairs"] for c in self.annotations.categories if "flip_pairs" in c and c["name"] in self.class_names]
+        self.keypoint_flips = self._read_flips(pairs[0]) if pairs and self.keypoint_names else None
+
+    def _read_flips(self, pairs: Any) -> dict[str, str]:
+        """Keypoints that change places in a mirror, from a category's `flip_pairs`, where names do not say left and right."""
+        known = set(self.keypoint_names)
+        if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 and known.issuperset(p) for p in pairs):
+            what = f"`flip_pairs` of a category: expected pairs of names such as {[list(self.keypoint_names[:2])]}, got {pairs!r}"
+            raise ValueError(f"{self.annotations.source}: {what}; its keypoints are {', '.join(self.keypoint_names)}")
+        return {left: right for left, right in pairs}
 
     def _select(self, remove_empty: bool) -> np.ndarray:
         """Positions in the store of the images to use. [len(self)] int64"""
@@ -161,7 +182,10 @@ class StoredDataset(Dataset):
         """The photograph in the frame of its annotations: an RGB image, or a ChannelImage where `channels` is not 3."""
         info = self.get_img_info(i)
         what = f"image id {info['id']} of {self.annotations.source_of(self.images[i])}"
-        return read_photo(self.image_path(i), what, (info["width"], info["height"]), self.on_exif, self.channels)
+        path, size = self.image_path(i), (info["width"], info["height"])
+        if self.image_cache is None:
+            return read_photo(path, what, size, self.on_exif, self.channels)
+        return self.image_cache.get(i, path, lambda: read_photo(path, what, size, self.on_exif, self.channels))
 
     def get_img_info(self, i: int) -> dict[str, Any]:
         """Height and width (pixels), file name and id of an image, without opening it."""
@@ -223,7 +247,7 @@ class StoredDataset(Dataset):
         points = torch.from_numpy(self.annotations.keypoints[rows].astype(np.float32)).reshape(len(rows), len(self.keypoint_names), 3)
         if self.keypoint_names == PersonKeypoints.NAMES:
             return PersonKeypoints(points, size)
-        return Keypoints(points, size, names=self.keypoint_names)
+        return Keypoints(points, size, names=self.keypoint_names, flip_map=self.keypoint_flips)
 
     def coco_json(self) -> dict:
         """All sound annotations as COCO has them, crowds and every image of the file included, for evaluators."""

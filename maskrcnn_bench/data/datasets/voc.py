@@ -31,7 +31,23 @@ EMPTY_EXTENT = 1.0
 VOID = 255
 
 
-class PascalVOCDataset(StoredDataset):
+class DifficultObjects(StoredDataset):
+    """A data set that knows difficult objects; sets `difficult` [A] bool and `keep_difficult` before it calls `__init__`."""
+
+    difficult: np.ndarray
+    keep_difficult: bool
+
+    def _wanted(self) -> np.ndarray:
+        return ~self.difficult | self.keep_difficult
+
+    def _add_fields(self, target: BoxList, rows: np.ndarray) -> None:
+        target.add_field("difficult", torch.from_numpy(self.difficult[rows].astype(np.uint8)))
+
+    def map_class_id_to_class_name(self, class_id: int) -> str:
+        return self.class_names[class_id]
+
+
+class PascalVOCDataset(DifficultObjects):
     """One split of a folder in VOC layout.
 
     Coordinates count from 1 and name pixels, so a box covers [xmin - 1, xmax] x [ymin - 1, ymax].
@@ -71,15 +87,6 @@ class PascalVOCDataset(StoredDataset):
     def read_store(data_dir: str | os.PathLike, split: str, masks: bool = False) -> tuple[AnnotationStore, str]:
         """All annotations of a split, and the folder of the images."""
         return read_voc(Path(data_dir), split, masks)[0], str(Path(data_dir) / "JPEGImages")
-
-    def _wanted(self) -> np.ndarray:
-        return ~self.difficult | self.keep_difficult
-
-    def _add_fields(self, target: BoxList, rows: np.ndarray) -> None:
-        target.add_field("difficult", torch.from_numpy(self.difficult[rows].astype(np.uint8)))
-
-    def map_class_id_to_class_name(self, class_id: int) -> str:
-        return self.class_names[class_id]
 
 
 def read_voc(folder: Path, split: str, masks: bool = False) -> tuple[AnnotationStore, np.ndarray, list[str]]:

@@ -15,11 +15,9 @@ from typing import Any
 import yaml
 
 from maskrcnn_bench.data.datasets.content import Content, box_of_points
-from maskrcnn_bench.data.datasets.layout import NoSplitError, splits
+from maskrcnn_bench.data.datasets.layout import IMAGE_SUFFIXES, NoSplitError, splits
 from maskrcnn_bench.data.datasets.stored import StoredDataset
 from maskrcnn_bench.data.store import AnnotationStore
-
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 class YOLODataset(StoredDataset):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...layers.blocks import NormFactory, conv, init_normal, linear
 from ...layers.masked_norm import MaskedSequential
 from ...layers.nms import batched_nms_keep, move_apart
-from ...layers.soft_nms import scores_of_classes
+from ...layers.soft_nms import class_thresholds
 from ...structures.bounding_box import BoxListBatch, Detections, fill_unused
 from ..box_coder import BoxCoder, clip_boxes
 from ..losses import RegressionLoss, count, cross_entropy
@@ -273,7 +273,9 @@ class DetectionSelector:
             scale: of the image on which each box suppresses others; None for the image as it is. [N, P]
         """
         large_enough = (boxes[..., 2:] - boxes[..., :2] + self.pixel >= self.min_size).all(dim=-1)
-        least = scores_of_classes(self.class_thresholds, scores)[:, None] if self.class_thresholds else self.score_thresh
+        least = self.score_thresh
+        if self.class_thresholds:
+            least = class_thresholds(self.class_thresholds, least, scores.shape[1], scores)[:, None]
         valid = (scores > least) & large_enough
         rivals = boxes if scale is None else boxes / scale[:, None, :, None]
         if self.soft_nms is not None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...layers.blocks import NormFactory, init_normal
 from ...layers.nms import batched_nms_keep, move_apart
 from ...layers.sigmoid_focal_loss import sigmoid_focal_loss
-from ...layers.soft_nms import scores_of_classes
+from ...layers.soft_nms import class_thresholds
 from ...structures.bounding_box import BoxListBatch, Detections, fill_unused
 from ...structures.image_list import ImageList
 from ..box_coder import BoxCoder
@@ -124,9 +124,8 @@ class RetinaNetSelector:
         boxes, scores, classes = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
         least = self.score_thresh
         if self.class_thresholds:
-            # Where the first output is the background's, as a class that never comes.
-            background = (1.0,) * (logits[0].shape[-1] - len(self.class_thresholds))
-            least = scores_of_classes((*background, *self.class_thresholds), scores)[classes]
+            background = (least,) * (1 - self.first_label)
+            least = class_thresholds((*background, *self.class_thresholds), least, logits[0].shape[-1], scores)[classes]
         valid = scores > least
         if self.drop_empty:
             valid = valid & (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
