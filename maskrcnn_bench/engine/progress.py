@@ -215,7 +215,7 @@ class Progress:
         if not self._warned and iteration >= self._first + self.log_period and waiting > SLOW_LOADER * seconds:
             self._warned = True
             logger.warning(
-                "%.0f %% of the time goes by waiting for data: raise DATALOADER.NUM_WORKERS; or keep decoded images: DATALOADER.CACHE ram or disk",
+                "%.0f %% of the time goes by waiting for data: raise DATALOADER.NUM_WORKERS, or keep images: DATALOADER.CACHE ram or disk",
                 100 * waiting / seconds,
             )
 
