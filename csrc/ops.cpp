@@ -12,12 +12,28 @@ TORCH_LIBRARY(maskrcnn_bench, m) {
       "roi_align_backward(Tensor grad, Tensor boxes, Tensor image_inds, Tensor levels, float[] scales, "
       "SymInt[] feature_shape, int sampling_ratio, float shift, float min_size) -> Tensor[]");
   m.def(
+      "roi_pool(Tensor[] features, Tensor boxes, Tensor image_inds, Tensor levels, float[] scales, int height, "
+      "int width) -> (Tensor, Tensor)");
+  m.def("roi_pool_backward(Tensor grad, Tensor places, Tensor image_inds, Tensor levels, SymInt[] feature_shape) -> Tensor[]");
+  m.def(
+      "deform_psroi_pool(Tensor[] features, Tensor boxes, Tensor image_inds, Tensor levels, float[] scales, "
+      "Tensor? offsets, int side, int group_size, int samples) -> Tensor");
+  m.def(
+      "deform_psroi_pool_backward(Tensor[] features, Tensor grad, Tensor boxes, Tensor image_inds, Tensor levels, "
+      "float[] scales, Tensor? offsets, int group_size, int samples) -> (Tensor[], Tensor)");
+  m.def(
       "polygon_targets(Tensor vertices, Tensor ring_offsets, Tensor object_offsets, Tensor frames, "
       "Tensor object_inds, int resolution) -> Tensor");
   m.def("bitmap_targets(Tensor bitmaps, Tensor geometry, Tensor boxes, Tensor object_inds, int resolution) -> Tensor");
   m.def(
       "mask_rle(Tensor probs, Tensor boxes, int height, int width, float threshold, str rule, int padding, "
       "bool fused) -> str[]");
+  m.def(
+      "mask_edge_counts(Tensor probs, Tensor boxes, int height, int width, float threshold, str rule, int padding, "
+      "bool fused) -> Tensor");
+  m.def(
+      "mask_edges(Tensor probs, Tensor boxes, Tensor ends, int total, int height, int width, float threshold, str rule, "
+      "int padding, bool fused) -> Tensor");
   m.def(
       "match(Tensor objects, Tensor valid, Tensor boxes, Tensor? rivals, float pixel, float high, float low, "
       "bool low_quality, float least_overlap, bool to_best) -> Tensor");

@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from . import __version__
 
 OPS = ("nms", "roi_align", "roi_align_backward", "polygon_targets", "bitmap_targets", "match", "decode_boxes")
-CUDA_OPS = ("sigmoid_focal_loss", "sigmoid_focal_loss_backward")
-"""Operators whose kernel is for CUDA alone; torch does as well on the CPU."""
+CUDA_OPS = ("roi_pool", "roi_pool_backward", "deform_psroi_pool", "deform_psroi_pool_backward")
+CUDA_OPS += ("sigmoid_focal_loss", "sigmoid_focal_loss_backward")
+"""Operators whose kernel is for CUDA alone; torch and torchvision do as well on the CPU."""
 _OLDEST = {"torch": (2, 11), "torchvision": (0, 26)}
 _MARKS = {"ok": "ok    ", "note": "note  ", "broken": "BROKEN"}
 _COLOURS = {"ok": "\033[32m", "note": "\033[33m", "broken": "\033[31m"}

@@ -13,7 +13,8 @@ import torch
 from maskrcnn_bench.layers import _build, _ops
 
 OPS = ("nms", "roi_align", "roi_align_backward", "polygon_targets", "bitmap_targets", "match", "decode_boxes")
-CUDA_ALONE = ("sigmoid_focal_loss", "sigmoid_focal_loss_backward")
+CUDA_ALONE = ("sigmoid_focal_loss", "sigmoid_focal_loss_backward", "roi_pool", "roi_pool_backward")
+CUDA_ALONE += ("deform_psroi_pool", "deform_psroi_pool_backward", "mask_edge_counts", "mask_edges")
 RELEASE = f"release {torch.version.cuda}, V{torch.version.cuda}.1"
 
 
@@ -145,8 +146,9 @@ def test_one_kernel_compiles_for_hopper(tmp_path):
 LOAD = """
 import sys, torch
 torch.ops.load_library(sys.argv[1])
-for name in sys.argv[2:]:
-    for key in ("CUDA",) if name.startswith("sigmoid_focal_loss") else ("CPU", "CUDA"):
+alone = sys.argv[2].split(",")
+for name in (*alone, *sys.argv[3:]):
+    for key in ("CUDA",) if name in alone else ("CPU", "CUDA"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key("maskrcnn_bench::" + name, key), (name, key)
 boxes = torch.tensor([[[0., 0, 9, 9], [1, 0, 9, 9], [20, 0, 29, 9]]])
 print(torch.ops.maskrcnn_bench.nms(boxes, torch.tensor([[1., 2, 3]]), torch.ones(1, 3, dtype=torch.bool), .5, 0., -1).tolist())
@@ -163,6 +165,6 @@ def test_all_kernels_compile_and_link_for_ampere_and_hopper(tmp_path):
         pytest.fail(error.stdout[-3000:])
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(library), *OPS, *CUDA_ALONE], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", LOAD, str(library), ",".join(CUDA_ALONE), *OPS], env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.stdout == "[[False, True, True]]\n", done.stderr

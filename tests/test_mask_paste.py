@@ -229,6 +229,55 @@ def test_memory_is_bounded_whatever_the_image(rule, monkeypatch):
     assert abs(coco_mask.area(rles[0]) / (7800 * 7940) - float((probs[0] > 0.5).float().mean())) < 0.05
 
 
+def test_edges_of_columns_give_the_same_strings():
+    """What surrounds the CUDA kernels, with slow stand-ins for them; runs that go on in the next column are joined."""
+    size, probs = (23, 17), random_masks(torch.Generator().manual_seed(5), 4, 14)
+    probs[3] = 1
+    boxes = torch.tensor([[2.0, 3, 20, 15], [-9, -9, 40, 30], [50, 50, 60, 60], [0, 0, 23, 17]])
+    pasted = np.stack([slow_paste(prob, box, size, 0.5, "pixel_centres") for prob, box in zip(probs, boxes)])
+
+    def of_columns(mask):
+        return [mask_paste._edges(x, 0, mask[:, x : x + 1].T, size[1]) for x in range(size[0])]
+
+    def counts(probs, boxes, *_):
+        return torch.tensor([[len(edges) for edges in of_columns(mask)] for mask in pasted], dtype=torch.int32)
+
+    def edges(probs, boxes, ends, total, *_):
+        assert ends.dtype == torch.int64 and ends.shape == (4, 23) and ends[-1, -1] == total
+        return torch.from_numpy(np.concatenate([edges for mask in pasted for edges in of_columns(mask)]))
+
+    with torch.library._scoped_library("maskrcnn_bench", "IMPL") as library:
+        library.impl("mask_edge_counts", counts, "CPU")
+        library.impl("mask_edges", edges, "CPU")
+        found = mask_rle.mask_edges(probs, boxes, size, 0.5, "pixel_centres", 1, True)
+    assert encode_counts([mask_paste._run_lengths([part], 23 * 17) for part in found]) == [encode(mask) for mask in pasted]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rule", RULES)
+def test_cuda_gives_the_strings_of_the_cpu(rule):
+    """Most values equal the threshold, so that the last bit of each pixel decides; nothing of the size of an image is made."""
+    if not mask_rle.is_compiled("cuda"):
+        pytest.skip("the CUDA kernels are not compiled; the first line on stderr says why")
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        size = tuple(torch.randint(1, 1500 if seed % 4 == 0 else 250, (2,), generator=generator).tolist())
+        corners = (torch.rand(20, 2, 2, generator=generator) * (1 + seed % 2) - seed % 2 / 2) * torch.tensor(size)
+        resolution, threshold, padding = (1, 2, 14, 28)[seed % 4], (0.25, 0.3, 0.5)[seed % 3], seed % 3
+        probs = torch.rand(20, resolution, resolution, generator=generator)
+        probs = torch.where(torch.rand(probs.shape, generator=generator) < 0.8, threshold, probs)
+        probs[0, 0, 0] = torch.nan
+        arguments = (size, threshold, rule, padding)
+        boxes = corners.sort(dim=1).values.reshape(20, 4)
+        assert paste_rle(probs.cuda(), boxes.cuda(), *arguments) == paste_rle(probs, boxes, *arguments), seed
+    assert paste_rle(probs[:0].cuda(), boxes[:0].cuda(), size) == []
+    probs, boxes = random_masks(generator, 20, 28).cuda(), torch.tensor([[100.0, 50.0, 7900.0, 7990.0]]).expand(20, 4).cuda()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    paste_rle(probs, boxes, (8000, 8000), 0.5, rule)
+    assert torch.cuda.max_memory_allocated() - before < 64e6  # an image of bytes for each would be 1.3e9
+
+
 @compiled_only
 def test_the_kernel_needs_boxes_and_masks_that_fit():
     for probs, boxes, rule, message in (

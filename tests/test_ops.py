@@ -12,6 +12,7 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._pytree import tree_leaves
 
 from maskrcnn_bench.layers import ROIAlign, _ops, batched_nms_keep, bitmap_targets, nms, polygon_targets, roi_align, sigmoid_focal_loss
 from maskrcnn_bench.layers import mask_targets as mask_page
@@ -548,6 +549,34 @@ def roi_case_with_grad():
     return [feature.requires_grad_() for feature in features], *rest
 
 
+def pool_case(wants_grad=True, dtype=torch.float32, count=14, channels=3):
+    """Bins of 3 rows and 4 columns."""
+    features, *rest = roi_case(dtype=dtype, count=count, channels=channels)[:5]
+    return [feature.requires_grad_(wants_grad) for feature in features], *rest, 3, 4
+
+
+def pool_backward_case(dtype=torch.float32, count=14, channels=3):
+    args = pool_case(False, dtype, count, channels)
+    grad = torch.randn(count, channels, 3, 4, generator=generator(73), dtype=torch.float64).to(dtype)
+    return grad, OPS.roi_pool(*args)[1], args[2], args[3], [2, channels, 12, 15, 6, 8]
+
+
+def deform_case(wants_grad=True, dtype=torch.float32, count=14, channels=3, shares=1, group_size=1):
+    """4 x 4 bins of 2 x 2 samples; `shares` 0 moves nothing."""
+    features, *rest = roi_case(dtype=dtype, count=count, channels=channels)[:5]
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    offsets = torch.randn(count, 2 * shares, 4, 4, generator=generator(74), dtype=torch.float64).to(wide) * 0.3
+    moved = offsets.requires_grad_(wants_grad) if shares else None
+    return [feature.requires_grad_(wants_grad) for feature in features], *rest, moved, 4, group_size, 2
+
+
+def deform_backward_case(*args, channels=3, group_size=1, **named):
+    features, *rest, _, group_size, samples = deform_case(False, *args, channels=channels, group_size=group_size, **named)
+    shape = (len(rest[0]), channels // group_size**2, 4, 4)
+    grad = torch.randn(shape, generator=generator(75), dtype=torch.float64).to(features[0].dtype)
+    return features, grad, *rest, group_size, samples
+
+
 CASES = {
     "nms": nms_case,
     "roi_align": roi_case_with_grad,
@@ -558,6 +587,10 @@ CASES = {
     "decode_boxes": lambda: decode_of(2, 7, 5),
     "sigmoid_focal_loss": lambda: focal_case(True)[1:],
     "sigmoid_focal_loss_backward": lambda: focal_case(False),
+    "roi_pool": pool_case,
+    "roi_pool_backward": pool_backward_case,
+    "deform_psroi_pool": deform_case,
+    "deform_psroi_pool_backward": deform_backward_case,
 }
 
 
@@ -580,6 +613,10 @@ def test_no_boxes(name):
         "decode_boxes": decode_of(2, 7, 0),
         "sigmoid_focal_loss": focal_case(False, (2, 0, 4))[1:],
         "sigmoid_focal_loss_backward": focal_case(False, (2, 0, 4)),
+        "roi_pool": pool_case(count=0),
+        "roi_pool_backward": pool_backward_case(count=0),
+        "deform_psroi_pool": deform_case(count=0),
+        "deform_psroi_pool_backward": deform_backward_case(count=0),
     }[name]
     choices = [getattr(OPS, name), *_ops._replacements[name].values()]
     shapes = {
@@ -590,10 +627,13 @@ def test_no_boxes(name):
         "sigmoid_focal_loss_backward": [(2, 0, 4)],
         "roi_align": [(0, 3, 3, 2)],
         "roi_align_backward": [(2, 3, 12, 15), (2, 3, 6, 8)],
+        "roi_pool": [(0, 3, 3, 4), (0, 3, 3, 4)],
+        "roi_pool_backward": [(2, 3, 12, 15), (2, 3, 6, 8)],
+        "deform_psroi_pool": [(0, 3, 4, 4)],
+        "deform_psroi_pool_backward": [(2, 3, 12, 15), (2, 3, 6, 8), (0, 2, 4, 4)],
     }
     for run in choices:
-        out = run(*empty)
-        out = list(out) if isinstance(out, (list, tuple)) else [out]
+        out = tree_leaves(run(*empty))
         assert [tuple(tensor.shape) for tensor in out] == shapes.get(name, [(0, 5, 5)])
         assert not any(tensor.any() for tensor in out)
 
@@ -725,6 +765,7 @@ def big_bitmap_case():
 
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+DEFORMED = ((3, 1, 1), (16, 2, 1), (24, 3, 1), (16, 0, 1), (18, 2, 3))  # channels, sets of offsets, groups along a side
 GPU_CASES = {
     "nms": lambda: [
         *(big_nms_case(rows, size, 0.5, 1.0, -1) for rows, size in ((3, 1), (3, 63), (3, 64), (5, 65), (40, 900), (1, 9000))),
@@ -745,6 +786,13 @@ GPU_CASES = {
         for (images, slots, count), rule, shared, rivals, whole in itertools.product(
             ((1, 0, 9), (2, 1, 256), (3, 127, 257), (2, 300, 5000)), MATCH_RULES, (True, False), (True, False), (True, False)
         )
+    ],
+    "roi_pool": lambda: [pool_case(False, dtype, 40, channels) for dtype, channels in itertools.product(FLOATS, (3, 16))],
+    "roi_pool_backward": lambda: [pool_backward_case(dtype, 40, channels) for dtype, channels in itertools.product(FLOATS, (3, 16))],
+    "deform_psroi_pool": lambda: [deform_case(False, dtype, 40, *rest) for dtype, rest in itertools.product(FLOATS, DEFORMED)],
+    "deform_psroi_pool_backward": lambda: [
+        deform_backward_case(dtype, 40, channels=channels, shares=shares, group_size=group_size)
+        for dtype, (channels, shares, group_size) in itertools.product(FLOATS, DEFORMED)
     ],
     "sigmoid_focal_loss": lambda: [focal_case(False, shape)[1:] for shape in ((70, 80), (3, 999, 4))],
     "sigmoid_focal_loss_backward": lambda: [focal_case(False, shape) for shape in ((70, 80), (3, 999, 4))],
@@ -812,6 +860,52 @@ def test_cuda_backward_can_be_deterministic(dtype, channels, cuda):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("name", ["roi_pool_backward", "deform_psroi_pool_backward"])
+def test_cuda_pooling_gradients_can_be_deterministic(name, cuda):
+    for args in GPU_CASES[name]():
+        there = move(args, cuda)
+        torch.use_deterministic_algorithms(True)
+        try:
+            first, *others = [tree_leaves(getattr(OPS, name)(*there)) for _ in range(5)]
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert_same(first, tree_leaves(getattr(OPS, name)(*args)))
+        assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.gpu
+def test_cuda_pooling_gradcheck(cuda):
+    (a, b), *rest = move(pool_case(dtype=torch.float64, count=8), cuda)
+    assert torch.autograd.gradcheck(lambda a, b: OPS.roi_pool([a, b], *rest)[0], (a, b), nondet_tol=1e-12)
+    (a, b), *rois, offsets, side, groups, samples = move(deform_case(dtype=torch.float64, count=8, channels=4, shares=2), cuda)
+
+    def pool(a, b, moved):
+        return OPS.deform_psroi_pool([a, b], *rois, moved, side, groups, samples)
+
+    # Where a sample crosses a pixel or the edge, the offset's slope jumps; that of these numbers stays clear of it.
+    assert torch.autograd.gradcheck(pool, (a, b, offsets), nondet_tol=1e-12)
+
+
+@pytest.mark.gpu
+def test_cuda_pooling_of_unaligned_and_sliced_maps(cuda):
+    """Maps that begin at any number, or of which some channels are left out, are read as their copies."""
+    for name, case in (("roi_pool", pool_case), ("deform_psroi_pool", deform_case), ("roi_align", None)):
+        features, *rest = case(False, channels=16) if case else roi_case(dtype=torch.float32, channels=16)
+        rest = move(rest, cuda)
+        for parts in ([f[1:, 4:12] for f in move(features, cuda)], [shifted(f) for f in move(features, cuda)]):
+            inds = [torch.zeros_like(rest[1]), *rest[2:]]
+            whole = [part.clone(memory_format=torch.contiguous_format) for part in parts]
+            assert_same(tree_leaves(getattr(OPS, name)(parts, rest[0], *inds)), tree_leaves(getattr(OPS, name)(whole, rest[0], *inds)))
+
+
+def shifted(feature):
+    """The same map, channels-last, one number behind an aligned address."""
+    room = torch.empty(feature.numel() + 1, dtype=feature.dtype, device=feature.device)[1:]
+    n, c, h, w = feature.shape
+    return room.view(n, h, w, c).permute(0, 3, 1, 2).copy_(feature)
+
+
+@pytest.mark.gpu
 def test_cuda_survives_boxes_and_indices_without_sense(cuda):
     args = roi_case(RULES[1], 0)
     args[1][:3] = torch.tensor([[0, 0, 1e30, 1e30], [0, 0, math.inf, 5], [math.nan] * 4])
@@ -819,6 +913,8 @@ def test_cuda_survives_boxes_and_indices_without_sense(cuda):
     args[3][5], args[2][6] = 9, 77
     out = OPS.roi_align(*move(args, cuda))
     assert not out[5:7].any()
+    for pooled in (OPS.roi_pool(*move([*args[:5], 3, 4], cuda))[0], OPS.deform_psroi_pool(*move([*args[:5], None, 4, 1, 2], cuda))):
+        assert not pooled[5:7].any() and not pooled.isnan().any()
     polygons = wrong(polygon_case(), 4, torch.tensor([99, -5]))
     assert not OPS.polygon_targets(*move(polygons, cuda)).any()
     assert not OPS.bitmap_targets(*move(wrong(bitmap_case(), 3, torch.tensor([99, -5])), cuda)).any()

@@ -201,7 +201,7 @@ def test_memory_layout_does_not_matter(name):
     assert torch.equal(OPS[name](features, *rest, SCALES, SIZE, SIZE), OPS[name](turned, *rest, SCALES, SIZE, SIZE))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", OPS)
 def test_cuda_gives_what_the_cpu_gives(name):
     """Forward and backward, without waiting for the host."""

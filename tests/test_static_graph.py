@@ -19,7 +19,8 @@ from maskrcnn_bench.structures.image_list import ImageList
 from maskrcnn_bench.utils.data_dependent import StaticGraphRecorder
 
 OWN_OPS = {"nms", "roi_align", "roi_align_backward", "polygon_targets", "bitmap_targets", "match", "decode_boxes"}
-OWN_OPS |= {"sigmoid_focal_loss", "sigmoid_focal_loss_backward"}
+OWN_OPS |= {"sigmoid_focal_loss", "sigmoid_focal_loss_backward", "roi_pool", "roi_pool_backward"}
+OWN_OPS |= {"deform_psroi_pool", "deform_psroi_pool_backward"}
 
 
 def train_step(model, optimizer, images, targets):

@@ -34,6 +34,32 @@ def op_cases(quick: bool, device: str) -> Iterator[Case]:
 
         yield Case(f"P5.nms_{count}", f"NMS of {count} boxes", run_ours, run_peer, torch.equal(run_ours(), run_peer()), device)
     yield roi_align_case(quick, device)
+    if device == "cuda":  # on the CPU it is torchvision's operator
+        yield roi_pool_case(quick, device)
+
+
+def roi_pool_case(quick: bool, device: str) -> Case:
+    import torchvision
+
+    from maskrcnn_bench.layers import ROIPool
+
+    generator = torch.Generator().manual_seed(0)
+    height, width, channels = (20, 30, 32) if quick else (50, 84, 512)
+    feature = torch.randn(2, channels, height, width, generator=generator).to(device)
+    ours_in, peer_in = (feature.to(memory_format=layout).requires_grad_() for layout in (torch.channels_last, torch.contiguous_format))
+    corner = torch.rand(256, 2, generator=generator) * torch.tensor([width, height]) * 10
+    corners = torch.cat([corner, corner + 16 + torch.rand(256, 2, generator=generator) * height * 6], dim=1)
+    rois = torch.cat([torch.arange(256)[:, None] % 2, corners], dim=1).to(device)
+    pool, gradient = ROIPool((7, 7), 1 / 16), torch.randn(256, channels, 7, 7, generator=generator).to(device)
+
+    def run_ours():
+        return torch.autograd.grad(pool(ours_in, rois), ours_in, gradient)[0]
+
+    def run_peer():
+        return torch.autograd.grad(torchvision.ops.roi_pool(peer_in, rois, (7, 7), 1 / 16), peer_in, gradient)[0]
+
+    equal = torch.allclose(run_ours(), run_peer(), rtol=1e-3, atol=1e-3)
+    return Case("P5.roi_pool", f"RoI max pooling forward and backward, 256 boxes, {channels} channels", run_ours, run_peer, equal, device)
 
 
 def roi_align_case(quick: bool, device: str) -> Case:
@@ -77,9 +103,9 @@ def mask_cases(quick: bool, device: str) -> Iterator[Case]:
 
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(100, 1, 5, 5, generator=generator)
-    masks = torch.nn.functional.interpolate(coarse, size=(28, 28), mode="bicubic").clamp(0, 1)
+    masks = torch.nn.functional.interpolate(coarse, size=(28, 28), mode="bicubic").clamp(0, 1).to(device)
     corner = torch.rand(100, 2, generator=generator) * torch.tensor([640, 480]) * 0.6
-    boxes = torch.cat([corner, corner + 20 + torch.rand(100, 2, generator=generator) ** 2 * torch.tensor([300, 220])], dim=1)
+    boxes = torch.cat([corner, corner + 20 + torch.rand(100, 2, generator=generator) ** 2 * torch.tensor([300, 220])], dim=1).to(device)
     for rule in ("expand_truncate", "pixel_centres"):
 
         def run_ours(rule=rule):
@@ -89,7 +115,7 @@ def mask_cases(quick: bool, device: str) -> Iterator[Case]:
             pasted = Masker(0.5, 1, rule)([masks], [BoxList(boxes, (640, 480))])[0].numpy()
             return [coco_mask.encode(np.asfortranarray(mask[0]))["counts"].decode() for mask in pasted]
 
-        yield Case(f"P6.{rule}", f"100 masks to RLE, 640x480, {rule}", run_ours, run_peer, run_ours() == run_peer())
+        yield Case(f"P6.{rule}", f"100 masks to RLE, 640x480, {rule}", run_ours, run_peer, run_ours() == run_peer(), device)
 
 
 def evaluation_cases(quick: bool, device: str) -> Iterator[Case]:

@@ -8,118 +8,30 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <limits>
 #include <string>
 #include <vector>
 
+#include "../mask_sampling.h"
 #include "kernel.h"
 
 namespace maskrcnn_bench {
 namespace {
 
 constexpr float kRounding = 1e-6f;  // more than the relative error of a blend of four values
-constexpr int kBorder = 2;          // zeros around a mask; a cell of zeros lies beyond each side
 
-// a * wa + sum as torch computes it: without rounding the product where its kernels are compiled for processors with FMA.
-inline float add(float a, float wa, float sum, bool fused) { return fused ? std::fma(a, wa, sum) : a * wa + sum; }
-
-// Which of the two products is rounded is the compiler's choice in torch's kernels.
-inline float blend(float a, float wa, float b, float wb, bool fused) { return add(a, wa, b * wb, fused); }
-
-// A pixel's place along one axis: the mask value before it (counted with the border), and the share of the next one.
-struct Place {
-  int low;
-  float share;
-};
-
-struct Axis {
-  int64_t length;             // of the whole mask, pixels
-  int64_t begin, end;         // its part in the image, pixels of the image
+// An axis with the place of each of its pixels in the image.
+template <typename Axis>
+struct Places {
+  int64_t length, begin, end;
   std::vector<Place> places;  // [end - begin]
 
+  explicit Places(const Axis& axis) : length(axis.length), begin(axis.begin), end(axis.end) {
+    for (int64_t pixel = begin; pixel < end; ++pixel) {
+      places.push_back(axis.place(pixel));
+    }
+  }
+
   Place operator[](int64_t pixel) const { return places[pixel - begin]; }
-};
-
-int64_t whole(float value) {
-  return std::abs(value) < 2147483648.f ? int64_t(value) : int64_t(std::numeric_limits<int32_t>::min());
-}
-
-// ----------------------------------------------------------------------------------------------- the two rules
-
-// torch.nn.functional.interpolate(mode="bilinear", align_corners=False) of the whole mask to a whole number of pixels.
-struct ExpandTruncate {
-  static constexpr bool kRepeatsEdge = true;
-  static constexpr int64_t kSmall = 128;  // torch has a second kernel for sizes whose sum is at most this
-  bool fused;
-  bool small = false;
-
-  Axis axis(float low, float high, int64_t extent, int64_t resolution, int64_t padding) const {
-    const int64_t cells = resolution + 2 * padding;
-    const float half = (high - low) * .5f * float(double(cells) / double(resolution));
-    const float centre = (high + low) * .5f;
-    const int64_t first = whole(centre - half);
-    const int64_t count = std::max<int64_t>(whole(centre + half) - first + 1, 1);
-    Axis out{count, std::max<int64_t>(first, 0), std::min(first + count, extent), {}};
-    const float scale = float(cells) / float(count);
-    for (int64_t pixel = out.begin; pixel < out.end; ++pixel) {
-      out.places.push_back(place(float(pixel - first) + .5f, scale, int(cells)));
-    }
-    return out;
-  }
-
-  Place place(float centre, float scale, int cells) const {
-    const float position = std::max(fused ? std::fma(scale, centre, -.5f) : scale * centre - .5f, 0.f);
-    const int low = std::min(int(position), cells - 1);
-    return {low + kBorder, std::clamp(position - float(low), 0.f, 1.f)};
-  }
-
-  void set_size(int64_t columns, int64_t rows) { small = columns + rows <= kSmall; }
-
-  float value(const float* upper, const float* lower, float x, float y) const {
-    if (small) {
-      const float sum = blend(upper[0], (1 - y) * (1 - x), upper[1], (1 - y) * x, fused);
-      return add(lower[1], y * x, add(lower[0], y * (1 - x), sum, fused), fused);
-    }
-    const float top = blend(upper[0], 1 - x, upper[1], x, fused);
-    const float bottom = blend(lower[0], 1 - x, lower[1], x, fused);
-    return blend(top, 1 - y, bottom, y, fused);
-  }
-
-  static bool inside(float value, float threshold) { return value > threshold; }
-};
-
-// torch.nn.functional.grid_sample(mode="bilinear", padding_mode="zeros", align_corners=False) at the pixels' centres.
-struct PixelCentres {
-  static constexpr bool kRepeatsEdge = false;
-  bool fused;
-
-  Axis axis(float low, float high, int64_t extent, int64_t resolution, int64_t) const {
-    const double most = 1e15;  // keeps the conversions defined
-    const auto first = int64_t(std::clamp(std::floor(double(low)), -most, most)) - 1;
-    const auto last = int64_t(std::clamp(std::ceil(double(high)), -most, most)) + 1;
-    Axis out{last - first, std::max<int64_t>(first, 0), high > low ? std::min(last, extent) : 0, {}};
-    for (int64_t pixel = out.begin; pixel < out.end; ++pixel) {
-      const float centre = (float(pixel) + .5f - low) / (high - low) * 2.f - 1.f;
-      out.places.push_back(place(centre, int(resolution)));
-    }
-    return out;
-  }
-
-  Place place(float centre, int cells) const {
-    const float scale = float(cells) / 2.f;
-    const float position = fused ? std::fma(centre + 1.f, scale, -.5f) : (centre + 1.f) * scale - .5f;
-    const float low = std::floor(position);
-    return {int(low >= -2.f ? std::min(low, float(cells)) : -2.f) + kBorder, position - low};
-  }
-
-  void set_size(int64_t, int64_t) {}
-
-  float value(const float* upper, const float* lower, float x, float y) const {
-    const float sum = blend(upper[1], (1 - y) * x, upper[0], (1 - y) * (1 - x), fused);
-    return add(lower[1], y * x, add(lower[0], y * (1 - x), sum, fused), fused);
-  }
-
-  static bool inside(float value, float threshold) { return value >= threshold; }
 };
 
 // ------------------------------------------------------------------------------------------------ run lengths
@@ -173,6 +85,8 @@ struct Piece {
 
 template <typename Rule>
 class Tracer {
+  using Axis = Places<typename Rule::Axis>;
+
  public:
   Tracer(Rule rule, int64_t resolution, int64_t padding, float threshold, int64_t height, int64_t width)
       : rule_(rule),
@@ -186,8 +100,8 @@ class Tracer {
 
   std::string trace(const float* mask, const float* box) {
     place_mask(mask);
-    const Axis columns = rule_.axis(box[0], box[2], width_, resolution_, padding_);
-    const Axis rows = rule_.axis(box[1], box[3], height_, resolution_, padding_);
+    const Axis columns(rule_.axis(box[0], box[2], width_, resolution_, padding_));
+    const Axis rows(rule_.axis(box[1], box[3], height_, resolution_, padding_));
     rule_.set_size(columns.length, rows.length);
     Runs runs;
     int cell = -1;
@@ -311,10 +225,10 @@ std::vector<std::string> mask_rle(const at::Tensor& probs, const at::Tensor& box
   const auto probs_ = probs.contiguous();
   const auto boxes_ = boxes.contiguous();
   if (rule == "expand_truncate") {
-    return trace_all(ExpandTruncate{fused}, probs_, boxes_, height, width, float(threshold), padding);
+    return trace_all(ExpandTruncate{{fused}}, probs_, boxes_, height, width, float(threshold), padding);
   }
   TORCH_CHECK_VALUE(rule == "pixel_centres", "maskrcnn_bench::mask_rle: rule: expected expand_truncate or pixel_centres, got ", rule);
-  return trace_all(PixelCentres{fused}, probs_, boxes_, height, width, float(threshold), 0);
+  return trace_all(PixelCentres{{fused}}, probs_, boxes_, height, width, float(threshold), 0);
 }
 
 }  // namespace

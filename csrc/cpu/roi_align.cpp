@@ -2,6 +2,7 @@
 // numbers. Sums have a fixed order, whatever the number of threads and the instruction set.
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/tensor.h>
 #include <c10/util/BFloat16.h>
 #include <torch/library.h>
 
@@ -158,6 +159,8 @@ at::Tensor roi_align(at::TensorList features, const at::Tensor& boxes, const at:
 
 // --------------------------------------------------------------------------------------------------- backward
 
+constexpr int64_t kBoxesAtOnce = 256;
+
 // A thread owns one image and one run of channels, so no two threads write the same number.
 struct Share {
   int64_t image, begin, end;
@@ -175,19 +178,28 @@ std::vector<Share> make_shares(int64_t num_images, int64_t channels) {
   return shares;
 }
 
+// Some boxes, in the order in which they are added, and where the gradient of each stands in `grad`.
+struct Part {
+  std::vector<int64_t> boxes;
+  at::Tensor grad;
+  bool copied;
+
+  int64_t row(size_t i) const { return copied ? int64_t(i) : boxes[i]; }
+};
+
 template <typename acc_t>
-void scatter_share(const RoiBoxes& rois, const std::vector<int64_t>& order, const at::Tensor& grad, std::vector<at::Tensor>& out,
-                   Share share) {
+void scatter_share(const RoiBoxes& rois, const Part& part, std::vector<at::Tensor>& out, Share share) {
   AxisTaps<acc_t> rows, columns;
-  const int64_t channels = grad.size(1);
-  for (const int64_t r : order) {
+  const int64_t channels = part.grad.size(1);
+  for (size_t i = 0; i < part.boxes.size(); ++i) {
+    const int64_t r = part.boxes[i];
     if (rois.image(r) != share.image) {
       continue;
     }
     auto& map = out[rois.level(r)];
     const int64_t frame_w = map.size(3);
     acc_t* image = map.mutable_data_ptr<acc_t>() + share.image * map.size(2) * frame_w * channels + share.begin;
-    const acc_t* bin = grad.const_data_ptr<acc_t>() + r * rois.height * rois.width * channels + share.begin;
+    const acc_t* bin = part.grad.const_data_ptr<acc_t>() + part.row(i) * rois.height * rois.width * channels + share.begin;
     rois.taps(r, map.size(2), frame_w, rows, columns);
     for (int64_t bin_y = 0; bin_y < rois.height; ++bin_y) {
       for (int64_t bin_x = 0; bin_x < rois.width; ++bin_x, bin += channels) {
@@ -203,14 +215,39 @@ void scatter_share(const RoiBoxes& rois, const std::vector<int64_t>& order, cons
 }
 
 template <typename acc_t>
-void scatter_all(const RoiBoxes& rois, const at::Tensor& grad, std::vector<at::Tensor>& out) {
-  const auto order = rois.visiting_order();
-  const auto shares = make_shares(out[0].size(0), grad.size(1));
+void scatter_part(const RoiBoxes& rois, const Part& part, const std::vector<Share>& shares, std::vector<at::Tensor>& out) {
   at::parallel_for(0, int64_t(shares.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      scatter_share<acc_t>(rois, order, grad, out, shares[i]);
+      scatter_share<acc_t>(rois, part, out, shares[i]);
     }
   });
+}
+
+// Gradients that aren't in channels-last are copied, a few boxes of every image at a time: little memory, and work for all threads.
+template <typename acc_t>
+void scatter_all(const RoiBoxes& rois, const at::Tensor& grad, std::vector<at::Tensor>& out) {
+  const int64_t num_images = out[0].size(0);
+  const auto acc = out[0].scalar_type();
+  const auto shares = make_shares(num_images, grad.size(1));
+  if (grad.scalar_type() == acc && grad.is_contiguous(at::MemoryFormat::ChannelsLast)) {
+    return scatter_part<acc_t>(rois, {rois.visiting_order(), grad, false}, shares, out);
+  }
+  std::vector<std::vector<int64_t>> waiting(num_images);
+  for (const int64_t r : rois.visiting_order()) {
+    waiting[rois.image(r)].push_back(r);
+  }
+  const size_t step = std::max<int64_t>(kBoxesAtOnce / num_images, 1);
+  for (size_t first = 0;; first += step) {
+    std::vector<int64_t> boxes;
+    for (const auto& own : waiting) {
+      boxes.insert(boxes.end(), own.begin() + std::min(first, own.size()), own.begin() + std::min(first + step, own.size()));
+    }
+    if (boxes.empty()) {
+      return;
+    }
+    const auto rows = grad.index_select(0, at::tensor(boxes, at::kLong)).to(acc).contiguous(at::MemoryFormat::ChannelsLast);
+    scatter_part<acc_t>(rois, {std::move(boxes), rows, true}, shares, out);
+  }
 }
 
 std::vector<at::Tensor> roi_align_backward(const at::Tensor& grad, const at::Tensor& boxes, const at::Tensor& image_inds,
@@ -225,15 +262,14 @@ std::vector<at::Tensor> roi_align_backward(const at::Tensor& grad, const at::Ten
   const auto acc = accumulation_type(grad.scalar_type());
   const auto rois = make_boxes(boxes, image_inds, levels, scales, grad.size(2), grad.size(3), sampling_ratio, shift, min_size, acc);
   check_boxes("roi_align_backward", rois, frames, num_images);
-  const auto grad_ = grad.to(acc).contiguous(at::MemoryFormat::ChannelsLast);
   std::vector<at::Tensor> out;
   for (size_t i = 0; i < frames.size(); i += 2) {
     out.push_back(empty_map({num_images, channels, frames[i], frames[i + 1]}, grad.options().dtype(acc)).zero_());
   }
   if (acc == at::kDouble) {
-    scatter_all<double>(rois, grad_, out);
+    scatter_all<double>(rois, grad, out);
   } else {
-    scatter_all<float>(rois, grad_, out);
+    scatter_all<float>(rois, grad, out);
   }
   for (auto& map : out) {
     map = map.to(grad.scalar_type());

@@ -59,11 +59,7 @@ void pool_all(const std::vector<at::Tensor>& maps, const RoiTensors& tensors, c1
     return;
   }
   constexpr int kPack = int(kWide / sizeof(T));
-  bool wide = pyramid.channels % kPack == 0 && is_aligned(out);
-  for (const auto& map : maps) {
-    wide = wide && is_aligned(map);
-  }
-  if (wide) {
+  if (pyramid.channels % kPack == 0 && all_aligned(maps)) {
     launch<T, acc_t, kPack>(pyramid, rois, out);
   } else {
     launch<T, acc_t, 1>(pyramid, rois, out);
@@ -76,17 +72,8 @@ at::Tensor roi_align(at::TensorList features, const at::Tensor& boxes, const at:
   const auto& first = features[0];
   const auto type = first.scalar_type();
   const c10::cuda::CUDAGuard guard(first.device());
-  std::vector<at::Tensor> maps;
-  for (const auto& feature : features) {
-    TORCH_CHECK_VALUE(feature.dim() == 4 && feature.size(0) == first.size(0) && feature.size(1) == first.size(1),
-                      "maskrcnn_bench::roi_align: features: expected [N, C, H, W] with equal N and C, got ", first.sizes(), " and ",
-                      feature.sizes());
-    check_dtype("roi_align", "features", feature, type);
-    check_device("roi_align", "features", feature, first);
-    maps.push_back(feature.contiguous(at::MemoryFormat::ChannelsLast));
-  }
-  const auto acc = type == at::kDouble ? at::kDouble : at::kFloat;
-  const auto rois = make_rois("roi_align", boxes, image_inds, levels, first, acc, height * width);
+  const auto maps = channels_last_maps("roi_align", features);
+  const auto rois = make_rois("roi_align", boxes, image_inds, levels, first, sum_type(type), height * width);
   auto out = at::empty({boxes.size(0), first.size(1), height, width}, first.options(), at::MemoryFormat::ChannelsLast);
   const Rule rule{height, width, sampling_ratio, shift, min_size};
   if (type == at::kFloat) {

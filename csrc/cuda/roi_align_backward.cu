@@ -1,79 +1,11 @@
-// The gradient of RoIAlign for its maps: every bin adds to the pixels that it read. With
-// torch.use_deterministic_algorithms(True) the sums are kept as 64-bit integers, whose additions have no order; without,
-// in the dtype of the sums.
-#include <ATen/Context.h>
-#include <ATen/ops/abs.h>
-#include <ATen/ops/amax.h>
-#include <ATen/ops/empty.h>
+// The gradient of RoIAlign for its maps: every bin adds to the pixels that it read.
 #include <torch/library.h>
 
-#include <cmath>
-
+#include "map_sums.cuh"
 #include "roi_samples.cuh"
 
 namespace maskrcnn_bench {
 namespace {
-
-template <typename acc_t>
-struct AddFloating {
-  using Cell = acc_t;
-
-  __device__ void prepare() {}
-
-  template <int kPack>
-  __device__ void add(Cell* target, const Pack<acc_t, kPack>& grad, acc_t weight) const {
-    if constexpr (kPack == 4) {
-      add_four(target, make_float4(grad.values[0] * weight, grad.values[1] * weight, grad.values[2] * weight, grad.values[3] * weight));
-    } else {
-#pragma unroll
-      for (int k = 0; k < kPack; ++k) {
-        atomicAdd(target + k, grad.values[k] * weight);
-      }
-    }
-  }
-
- private:
-  __device__ static void add_four(float* target, float4 values) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    atomicAdd(reinterpret_cast<float4*>(target), values);
-#else
-    atomicAdd(target, values.x);
-    atomicAdd(target + 1, values.y);
-    atomicAdd(target + 2, values.z);
-    atomicAdd(target + 3, values.w);
-#endif
-  }
-};
-
-// Units a number: the largest power of two with which the sums of all bins stay within 62 bits. A gradient that isn't
-// finite makes it NaN, and with it all sums.
-__device__ double units(double largest, int bits_of_count) {
-  if (!(largest < HUGE_VAL)) {
-    return NAN;
-  }
-  int exponent = 0;
-  ::frexp(largest, &exponent);
-  const int power = 62 - bits_of_count - exponent;
-  return ::ldexp(1., power < 1000 ? power : 1000);
-}
-
-template <typename acc_t>
-struct AddFixed {
-  using Cell = unsigned long long;
-  const acc_t* largest;  // of all gradients' absolute values
-  int bits_of_count;
-  double scale;
-
-  __device__ void prepare() { scale = units(double(*largest), bits_of_count); }
-
-  template <int kPack>
-  __device__ void add(Cell* target, const Pack<acc_t, kPack>& grad, acc_t weight) const {
-#pragma unroll
-    for (int k = 0; k < kPack; ++k) {
-      atomicAdd(target + k, Cell(__double2ll_rn(double(grad.values[k]) * double(weight) * scale)));
-    }
-  }
-};
 
 template <typename acc_t, typename Add, int kPack>
 __global__ void __launch_bounds__(kThreads) spread(const acc_t* grad, Rois<acc_t> rois, Levels<typename Add::Cell> pyramid, Add add) {
@@ -92,14 +24,6 @@ __global__ void __launch_bounds__(kThreads) spread(const acc_t* grad, Rois<acc_t
         add.template add<kPack>(pyramid.maps[level] + offset + channel, values, weight);
       }
     });
-  }
-}
-
-template <typename acc_t>
-__global__ void from_units(const int64_t* sums, const acc_t* largest, int bits_of_count, int64_t count, acc_t* out) {
-  const double inverse = 1. / units(double(*largest), bits_of_count);
-  for (int64_t i = first_index(); i < count; i += index_step()) {
-    out[i] = acc_t(double(sums[i]) * inverse);
   }
 }
 
@@ -129,46 +53,10 @@ void launch(const at::Tensor& grad, const RoiTensors& tensors, c10::ArrayRef<dou
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-std::vector<at::Tensor> zero_maps(at::IntArrayRef shape, const at::TensorOptions& options) {
-  std::vector<at::Tensor> maps;
-  for (size_t i = 2; i < shape.size(); i += 2) {
-    maps.push_back(at::empty({shape[0], shape[1], shape[i], shape[i + 1]}, options, at::MemoryFormat::ChannelsLast).zero_());
-  }
-  return maps;
-}
-
-template <typename acc_t>
-std::vector<at::Tensor> spread_fixed(const at::Tensor& grad, const RoiTensors& rois, c10::ArrayRef<double> scales, const Rule& rule,
-                                     at::IntArrayRef shape) {
-  auto out = zero_maps(shape, grad.options());
-  if (grad.numel() == 0) {
-    return out;
-  }
-  const auto cells = zero_maps(shape, grad.options().dtype(at::kLong));
-  const auto largest = at::amax(at::abs(grad));
-  const int bits = int(std::ceil(std::log2(double(grad.numel() / grad.size(1)) + 1)));
-  const auto* value = largest.const_data_ptr<acc_t>();
-  launch<acc_t>(grad, rois, scales, rule, cells, AddFixed<acc_t>{value, bits, 0});
-  for (size_t i = 0; i < out.size(); ++i) {
-    const int64_t count = out[i].numel();
-    if (count > 0) {
-      from_units<acc_t><<<num_blocks(count), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
-          cells[i].const_data_ptr<int64_t>(), value, bits, count, out[i].mutable_data_ptr<acc_t>());
-      C10_CUDA_KERNEL_LAUNCH_CHECK();
-    }
-  }
-  return out;
-}
-
 template <typename acc_t>
 std::vector<at::Tensor> spread_all(const at::Tensor& grad, const RoiTensors& rois, c10::ArrayRef<double> scales, const Rule& rule,
                                    at::IntArrayRef shape) {
-  if (at::globalContext().deterministicAlgorithms()) {
-    return spread_fixed<acc_t>(grad, rois, scales, rule, shape);
-  }
-  auto out = zero_maps(shape, grad.options());
-  launch<acc_t>(grad, rois, scales, rule, out, AddFloating<acc_t>{});
-  return out;
+  return sum_into_maps<acc_t>(grad, shape, [&](const auto& cells, auto add) { launch<acc_t>(grad, rois, scales, rule, cells, add); });
 }
 
 std::vector<at::Tensor> roi_align_backward(const at::Tensor& grad, const at::Tensor& boxes, const at::Tensor& image_inds,
@@ -179,7 +67,7 @@ std::vector<at::Tensor> roi_align_backward(const at::Tensor& grad, const at::Ten
   TORCH_CHECK_VALUE(grad.dim() == 4, "maskrcnn_bench::roi_align_backward: grad: expected [R, C, height, width], got ", grad.sizes());
   check_shape("roi_align_backward", "grad", grad, {boxes.size(0), feature_shape[1], grad.size(2), grad.size(3)});
   const c10::cuda::CUDAGuard guard(grad.device());
-  const auto acc = grad.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const auto acc = sum_type(grad.scalar_type());
   const auto rois = make_rois("roi_align_backward", boxes, image_inds, levels, grad, acc, grad.size(2) * grad.size(3));
   const auto grad_ = grad.to(acc).contiguous(at::MemoryFormat::ChannelsLast);
   const Rule rule{sampling_ratio, shift, min_size};

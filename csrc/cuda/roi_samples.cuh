@@ -24,6 +24,9 @@ struct Levels {
   double scales[kMostLevels];
   int count;
   int64_t num_images, channels;
+
+  // False for padding, and for indices that leave the pyramid.
+  __device__ bool has(int64_t level, int64_t image) const { return level >= 0 && level < count && image >= 0 && image < num_images; }
 };
 
 // The samples of one bin along one axis; those certainly outside the frame are left out, so that the frame bounds the
@@ -84,7 +87,7 @@ struct Rois {
   template <typename T, typename Visit>
   __device__ bool visit_bin(const Levels<T>& pyramid, int64_t r, int bin_y, int bin_x, Visit visit) const {
     const int64_t level = levels[r];
-    if (level < 0 || level >= pyramid.count || image_inds[r] < 0 || image_inds[r] >= pyramid.num_images) {
+    if (!pyramid.has(level, image_inds[r])) {
       return false;
     }
     const int frame_h = pyramid.heights[level], frame_w = pyramid.widths[level];
@@ -151,6 +154,31 @@ inline RoiTensors make_rois(const char* op, const at::Tensor& boxes, const at::T
   TORCH_CHECK_VALUE(bins > 0 && count * bins <= INT32_MAX, "maskrcnn_bench::", op, ": expected 1 to 2^31 bins in all boxes, got ",
                     count * bins);
   return {boxes.to(acc).contiguous(), image_inds.to(at::kLong).contiguous(), levels.to(at::kLong).contiguous()};
+}
+
+inline at::ScalarType sum_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
+
+inline bool all_aligned(const std::vector<at::Tensor>& tensors) {
+  for (const auto& tensor : tensors) {
+    if (!is_aligned(tensor)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// The levels of a pyramid [N, C, H, W] in channels-last; copies where they aren't.
+inline std::vector<at::Tensor> channels_last_maps(const char* op, at::TensorList features) {
+  const auto& first = features[0];
+  std::vector<at::Tensor> maps;
+  for (const auto& feature : features) {
+    TORCH_CHECK_VALUE(feature.dim() == 4 && feature.size(0) == first.size(0) && feature.size(1) == first.size(1), "maskrcnn_bench::", op,
+                      ": features: expected [N, C, H, W] with equal N and C, got ", first.sizes(), " and ", feature.sizes());
+    check_dtype(op, "features", feature, first.scalar_type());
+    check_device(op, "features", feature, first);
+    maps.push_back(feature.contiguous(at::MemoryFormat::ChannelsLast));
+  }
+  return maps;
 }
 
 template <typename T>

@@ -2,6 +2,7 @@
 
 Letters: L levels, N images, C channels, R boxes, T parts along a side, S samples along a side of a bin.
 Each bin averages S x S bilinear samples, moved by an offset of its part of the box; samples outside the map do not count.
+The operator has its kernel for CUDA; elsewhere torch runs, one sample of all bins at a time.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from . import _ops
 from .level_maps import LevelMaps, as_pooled, check_rois, of_level
+from .roi_align import _empty_maps, _wide
 
 
 def deform_psroi_pool(
@@ -55,68 +57,19 @@ def deform_psroi_pool(
     shares = 1 if offsets is None else offsets.shape[1] // 2
     if output_channels % shares:
         raise ValueError(f"deform_psroi_pool: {output_channels} channels do not divide among {shares} sets of offsets")
-    maps = LevelMaps(features, image_inds, levels)
-    bins = _Bins(boxes, levels, scales, output_size, samples, maps)
-    parts = []
-    for share, table in enumerate(maps.table.chunk(shares, dim=1)):
-        moved = None if offsets is None else offsets[:, 2 * share : 2 * share + 2].to(maps.table.dtype) * offset_scale
-        parts.append(_own_group(bins.average(maps, table, moved), output_size, group_size))
-    return as_pooled(torch.cat(parts, dim=2), levels, (output_size, output_size), features[0])
+    moved = None if offsets is None else _of_bins(offsets.to(_wide(features[0].dtype)), output_size) * offset_scale
+    return torch.ops.maskrcnn_bench.deform_psroi_pool(
+        list(features), boxes, image_inds, levels, list(scales), moved, output_size, group_size, samples
+    )
 
 
-class _Bins:
-    """Where the bins of each box lie on its map; the corners are rounded to image pixels, which both belong to the box."""
-
-    def __init__(self, boxes: Tensor, levels: Tensor, scales: Sequence[float], side: int, samples: int, maps: LevelMaps):
-        scale = of_level([float(s) for s in scales], levels)[:, None]
-        boxes = torch.where((levels >= 0)[:, None], (boxes.to(maps.table.dtype) + 0.5).floor(), 0.0)
-        self.corners = boxes[:, :2] * scale - 0.5
-        self.sizes = ((boxes[:, 2:] + 1) * scale - 0.5 - self.corners).clamp(min=0.1)
-        self.side, self.samples = side, samples
-        cell = torch.arange(side * side, device=boxes.device)
-        self.columns, self.rows = cell % side, cell // side
-
-    def average(self, maps: LevelMaps, table: Tensor, offsets: Tensor | None) -> Tensor:
-        """Mean of the samples inside the map, 0 where there is none. table [pixels, c] -> [R, side * side, c]"""
-        x, y = self._origins(offsets)
-        part = maps.with_table(table)
-        total, count = 0.0, 0.0
-        for row in range(self.samples):
-            for column in range(self.samples):
-                values, inside = self._sample(part, x, y, column, row)
-                total, count = total + values, count + inside
-        return total / count.clamp(min=1)[..., None]
-
-    def _origins(self, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Upper left corner of every bin, map pixels. [R, side * side] both"""
-        width, height = self.sizes[:, :1], self.sizes[:, 1:]
-        x = self.corners[:, :1] + width * self.columns / self.side
-        y = self.corners[:, 1:] + height * self.rows / self.side
-        if offsets is None:
-            return x, y
-        parts = offsets.shape[-1]
-        moved = offsets.flatten(2)[:, :, self.rows * parts // self.side * parts + self.columns * parts // self.side]
-        return x + moved[:, 0] * width, y + moved[:, 1] * height
-
-    def _sample(self, maps: LevelMaps, x: Tensor, y: Tensor, column: int, row: int) -> tuple[Tensor, Tensor]:
-        """One sample of every bin, 0 outside the map, and whether it is inside. [R, side * side, c], [R, side * side]"""
-        step = self.sizes / (self.side * self.samples)
-        x, y = x + column * step[:, :1], y + row * step[:, 1:]
-        inside = (x >= -0.5) & (x <= maps.widths - 0.5) & (y >= -0.5) & (y <= maps.heights - 0.5)
-        x = torch.minimum(x.clamp(min=0), (maps.widths - 1).to(x.dtype))
-        y = torch.minimum(y.clamp(min=0), (maps.heights - 1).to(y.dtype))
-        values = maps.bilinear(x, y, x.detach().floor().long(), y.detach().floor().long())
-        return torch.where(inside[..., None], values, 0.0), inside.to(values.dtype)
-
-
-def _own_group(values: Tensor, side: int, group_size: int) -> Tensor:
-    """Of the channels [R, side * side, c * group_size ** 2], those of each bin's cell. [R, side * side, c]"""
-    if group_size == 1:
-        return values
-    cell = torch.arange(side, device=values.device) * group_size // side
-    group = (cell[:, None] * group_size + cell[None, :]).flatten()
-    values = values.unflatten(2, (-1, group_size**2))
-    return values.gather(3, group[None, :, None, None].expand(*values.shape[:3], 1)).squeeze(3)
+def _of_bins(offsets: Tensor, side: int) -> Tensor:
+    """The offsets of the part that each bin lies in. [R, 2G, T, T] -> [R, 2G, side, side]"""
+    parts = offsets.shape[-1]
+    if parts == side:
+        return offsets
+    part = torch.arange(side, device=offsets.device) * parts // side
+    return offsets.index_select(2, part).index_select(3, part)
 
 
 class DeformPSROIPool(nn.Module):
@@ -172,3 +125,146 @@ class DeformPSROIPool(nn.Module):
             self.sample_per_part,
             self.trans_std,
         )
+
+
+# ------------------------------------------------------------------------------------------------ plain torch
+
+
+class _Bins:
+    """Where the bins of each box lie on its map; the corners are rounded to image pixels, which both belong to the box.
+
+    Args:
+        maps: of the boxes' images and levels.
+        offsets: of each bin, for one share of the channels; None moves nothing. [R, 2, side, side]
+        side, samples: of the bins of a box, and of the samples of a bin, along an axis.
+    """
+
+    def __init__(self, maps: LevelMaps, boxes, levels, scales, offsets: Tensor | None, side: int, samples: int):
+        scale = of_level([float(s) for s in scales], levels)[:, None]
+        boxes = torch.where((levels >= 0)[:, None], (boxes.to(maps.table.dtype) + 0.5).floor(), 0.0)
+        corners = boxes[:, :2] * scale - 0.5
+        self.maps = maps
+        self.sizes = ((boxes[:, 2:] + 1) * scale - 0.5 - corners).clamp(min=0.1)
+        self.step = self.sizes / (side * samples)
+        cell = torch.arange(side * side, device=boxes.device)
+        moved = torch.zeros_like(boxes[:, :2, None]) if offsets is None else offsets.flatten(2)
+        places = torch.stack([cell % side, cell // side])
+        self.origins = corners[..., None] + self.sizes[..., None] * places / side + moved * self.sizes[..., None]
+        self.samples = [(row, column) for row in range(samples) for column in range(samples)]
+
+    def sample(self, row: int, column: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of one sample of every bin: x and y on the map, whether it counts, and whether the value follows x and y.
+
+        Returns:
+            [R, side * side] thrice, and [R, 2, side * side]
+        """
+        at = self.origins + torch.stack([self.step[:, 0] * column, self.step[:, 1] * row], dim=1)[..., None]
+        extent = torch.stack([self.maps.widths, self.maps.heights], dim=1)
+        inside = ((at >= -0.5) & (at <= extent - 0.5)).all(dim=1)
+        moves = (at >= 0) & (at < extent - 1) & inside[:, None]
+        x, y = torch.minimum(at.clamp(min=0), (extent - 1).to(at.dtype)).nan_to_num(0).unbind(1)
+        return x, y, inside, moves
+
+    def count(self) -> Tensor:
+        """Samples of each bin that count, at least 1. [R, side * side]"""
+        return sum(self.sample(*which)[2].to(self.sizes.dtype) for which in self.samples).clamp(min=1)
+
+    def average(self) -> Tensor:
+        """Mean of the samples inside the map, 0 where there is none. [R, side * side, c]"""
+        total = 0.0
+        for which in self.samples:
+            x, y, inside, _ = self.sample(*which)
+            values = self.maps.bilinear(x, y, x.floor().long(), y.floor().long())
+            total = total + torch.where(inside[..., None], values, 0.0)
+        return total / self.count()[..., None]
+
+    def spread(self, grad: Tensor, table: Tensor) -> Tensor:
+        """Adds what `average` reads, weighted by `grad` [R, side * side, c], into a table [pixels, c]; the gradient of the offsets.
+
+        Returns:
+            [R, 2, side * side]
+        """
+        grad = grad / self.count()[..., None]
+        slopes = torch.zeros_like(self.origins)
+        for which in self.samples:
+            x, y, inside, moves = self.sample(*which)
+            left, top = x.floor().long(), y.floor().long()
+            for inds, weights in self.maps.corners(x, y, left, top):
+                part = torch.where(inside[..., None], grad * weights[..., None], 0.0)
+                table.index_add_(0, inds.flatten(), part.flatten(0, 1))
+            over_x = self.maps.bilinear(left + 1.0, y, left, top) - self.maps.bilinear(left.to(y.dtype), y, left, top)
+            over_y = self.maps.bilinear(x, top + 1.0, left, top) - self.maps.bilinear(x, top.to(x.dtype), left, top)
+            slopes += torch.where(moves, torch.stack([(grad * over_x).sum(2), (grad * over_y).sum(2)], dim=1), 0.0)
+        return slopes * self.sizes[..., None]
+
+
+def _shares(features, boxes, image_inds, levels, scales, offsets, side: int, samples: int) -> list[_Bins]:
+    """The bins of each share of the channels, on maps of those channels."""
+    maps = LevelMaps(features, image_inds, levels)
+    sets = [None] if offsets is None else offsets.split(2, dim=1)
+    tables = maps.table.chunk(len(sets), dim=1)
+    return [_Bins(maps.with_table(t), boxes, levels, scales, moved, side, samples) for t, moved in zip(tables, sets, strict=True)]
+
+
+def _groups(side: int, group_size: int, device: torch.device) -> Tensor:
+    """Which of the group_size ** 2 neighbouring channels each bin reads. [1, side * side, 1, 1]"""
+    cell = torch.arange(side, device=device) * group_size // side
+    return (cell[:, None] * group_size + cell[None, :]).view(1, -1, 1, 1)
+
+
+def _pool_torch(features, boxes, image_inds, levels, scales, offsets, side, group_size, samples) -> Tensor:
+    shares = _shares(features, boxes, image_inds, levels, scales, offsets, side, samples)
+    values = torch.cat([bins.average() for bins in shares], dim=2).unflatten(2, (-1, group_size**2))
+    groups = _groups(side, group_size, values.device).expand(*values.shape[:3], 1)
+    return as_pooled(values.gather(3, groups).squeeze(3), levels, (side, side), features[0])
+
+
+def _backward_torch(features, grad, boxes, image_inds, levels, scales, offsets, group_size, samples) -> tuple[list[Tensor], Tensor]:
+    side = grad.shape[-1]
+    values = torch.where((levels >= 0)[:, None, None], grad.flatten(2), 0.0).transpose(1, 2).to(_wide(features[0].dtype))
+    all_groups = values.new_zeros(*values.shape, group_size**2)
+    all_groups.scatter_(3, _groups(side, group_size, grad.device).expand(*values.shape, 1), values[..., None])
+    shares = _shares(features, boxes, image_inds, levels, scales, offsets, side, samples)
+    tables = [torch.zeros_like(bins.maps.table) for bins in shares]
+    parts = all_groups.flatten(2).chunk(len(shares), dim=2)
+    slopes = [bins.spread(part, table) for bins, part, table in zip(shares, parts, tables, strict=True)]
+    grads, offset_grad = _fake_backward(features, grad, boxes, image_inds, levels, scales, offsets, group_size, samples)
+    pixels = [map_.shape[0] * map_.shape[2] * map_.shape[3] for map_ in grads]
+    for out, rows in zip(grads, torch.cat(tables, dim=1).split(pixels), strict=True):
+        out.copy_(rows.view(out.shape[0], *out.shape[2:], out.shape[1]).permute(0, 3, 1, 2))
+    return grads, offset_grad if offsets is None else torch.cat(slopes, dim=1).view_as(offset_grad)
+
+
+# ---------------------------------------------------------------------------------------------- shapes, autograd
+
+
+def _fake(features, boxes, image_inds, levels, scales, offsets, side, group_size, samples) -> Tensor:
+    channels = features[0].shape[1] // group_size**2
+    return features[0].new_empty(boxes.shape[0], side, side, channels).permute(0, 3, 1, 2)
+
+
+def _fake_backward(features, grad, boxes, image_inds, levels, scales, offsets, group_size, samples) -> tuple[list[Tensor], Tensor]:
+    shape = [*features[0].shape[:2], *(length for map_ in features for length in map_.shape[2:])]
+    count = 0 if offsets is None else offsets.shape[1]
+    slopes = grad.new_empty(boxes.shape[0], count, *grad.shape[2:], dtype=_wide(features[0].dtype))
+    return _empty_maps(features[0], shape), slopes
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    features, boxes, image_inds, levels, scales, offsets, _, *rule = inputs
+    ctx.save_for_backward(*features, boxes, image_inds, levels, *([] if offsets is None else [offsets]))
+    ctx.levels, ctx.scales, ctx.rule = len(features), scales, rule
+
+
+def _backward(ctx, grad: Tensor):
+    features, (boxes, image_inds, levels, *rest) = ctx.saved_tensors[: ctx.levels], ctx.saved_tensors[ctx.levels :]
+    offsets = rest[0] if rest else None
+    maps, slopes = torch.ops.maskrcnn_bench.deform_psroi_pool_backward(
+        list(features), grad, boxes, image_inds, levels, ctx.scales, offsets, *ctx.rule
+    )
+    return maps, None, None, None, None, None if offsets is None else slopes, None, None, None
+
+
+_ops.register("deform_psroi_pool", _fake, float32=False, torch=_pool_torch)
+_ops.register("deform_psroi_pool_backward", _fake_backward, float32=False, torch=_backward_torch)
+torch.library.register_autograd("maskrcnn_bench::deform_psroi_pool", _backward, setup_context=_setup_context, lib=_ops.LIBRARY)

@@ -6,7 +6,7 @@ Letters: L levels, N images, C channels, R boxes, Q points of a box.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -59,14 +59,18 @@ class LevelMaps:
         Returns:
             [R, Q, C]
         """
-        columns = self._neighbours(x, left, self.widths)
         out = 0.0
+        for inds, weights in self.corners(x, y, left, top):
+            values = self.table.index_select(0, inds.flatten()).unflatten(0, inds.shape)
+            out = out + values * weights[..., None]
+        return out
+
+    def corners(self, x: Tensor, y: Tensor, left: Tensor, top: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The four neighbours as rows of the table, and their weights; arguments as those of `bilinear`. [R, Q] both"""
+        columns = self._neighbours(x, left, self.widths)
         for row, row_weight in self._neighbours(y, top, self.heights):
             for column, column_weight in columns:
-                inds = self._first + row * self.widths + column
-                values = self.table.index_select(0, inds.flatten()).unflatten(0, inds.shape)
-                out = out + values * (row_weight * column_weight)[..., None]
-        return out
+                yield self._first + row * self.widths + column, row_weight * column_weight
 
     @staticmethod
     def _neighbours(at: Tensor, low: Tensor, extent: Tensor) -> list[tuple[Tensor, Tensor]]:

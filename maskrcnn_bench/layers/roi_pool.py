@@ -2,6 +2,8 @@
 
 Letters: L levels, N images, C channels, R boxes.
 The corners of a box are rounded to map pixels, which both belong to it; its bins are cut at whole pixels and may overlap by one.
+The operator also answers the place of each maximum, y * W_l + x in its map or -1 for none, which is all that the gradient needs.
+Its kernel is for CUDA; elsewhere torchvision's operator runs, a level at a time.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from . import _ops
 from .level_maps import check_rois
+from .roi_align import _empty_maps, _empty_pooled, _wide
 
 
 def roi_pool(
@@ -30,19 +33,8 @@ def roi_pool(
     Returns:
         In the dtype of the features; 0 for a bin outside the map. [R, C, height, width]
     """
-    import torchvision  # noqa: F401  (defines torch.ops.torchvision)
-
     check_rois("roi_pool", features, boxes, image_inds, levels, scales)
-    wide = torch.float64 if features[0].dtype == torch.float64 else torch.float32
-    rois = torch.cat([image_inds[:, None].to(wide), boxes.to(wide)], dim=1)
-    out = 0.0
-    for level, (feature, scale) in enumerate(zip(features, scales, strict=True)):
-        chosen = levels == level
-        # Boxes of other levels become one pixel, so that they cost next to nothing.
-        own = torch.where(chosen[:, None], rois, 0.0)
-        pooled = torch.ops.torchvision.roi_pool(feature.to(wide).contiguous(), own, scale, height, width)[0]
-        out = out + torch.where(chosen[:, None, None, None], pooled, 0.0)
-    return out.to(features[0].dtype)
+    return torch.ops.maskrcnn_bench.roi_pool(list(features), boxes, image_inds, levels, list(scales), height, width)[0]
 
 
 class ROIPool(nn.Module):
@@ -66,3 +58,65 @@ class ROIPool(nn.Module):
 
     def extra_repr(self) -> str:
         return f"output_size={self.output_size}, spatial_scale={self.spatial_scale}"
+
+
+# ------------------------------------------------------------------------------------------------ torchvision
+
+
+def _roi_pool_torchvision(features, boxes, image_inds, levels, scales, height, width) -> tuple[Tensor, Tensor]:
+    import torchvision  # noqa: F401  (defines torch.ops.torchvision)
+
+    wide = _wide(features[0].dtype)
+    rois = torch.cat([image_inds[:, None].to(wide), boxes.to(wide)], dim=1)
+    out, places = _fake(features, boxes, image_inds, levels, scales, height, width)
+    out.zero_()
+    places.fill_(-1)
+    for level, (feature, scale) in enumerate(zip(features, scales, strict=True)):
+        chosen = levels == level
+        # Boxes of other levels become one pixel, so that they cost next to nothing.
+        own = torch.where(chosen[:, None], rois, 0.0)
+        pooled, found = torch.ops.torchvision.roi_pool(feature.to(wide).contiguous(), own, scale, height, width)
+        out.copy_(torch.where(chosen[:, None, None, None], pooled.to(out.dtype), out))
+        places.copy_(torch.where(chosen[:, None, None, None], found, places))
+    return out, places
+
+
+def _backward_torchvision(grad, places, image_inds, levels, feature_shape) -> list[Tensor]:
+    import torchvision  # noqa: F401  (defines torch.ops.torchvision)
+
+    wide = _wide(grad.dtype)
+    grads = _empty_maps(grad, feature_shape)
+    for level, out in enumerate(grads):
+        chosen = levels == level
+        rois = torch.where(chosen, image_inds, 0).to(wide)[:, None].expand(-1, 5).contiguous()  # only the images are read
+        own = torch.where(chosen[:, None, None, None], places, -1).contiguous()
+        part = grad.to(wide).contiguous()
+        out.copy_(torch.ops.torchvision._roi_pool_backward(part, rois, own, 1.0, *grad.shape[2:], *out.shape))
+    return grads
+
+
+# ---------------------------------------------------------------------------------------------- shapes, autograd
+
+
+def _fake(features, boxes, image_inds, levels, scales, height, width) -> tuple[Tensor, Tensor]:
+    out = _empty_pooled(features[0], boxes.shape[0], height, width)
+    return out, torch.empty_like(out, dtype=torch.int32)
+
+
+def _fake_backward(grad, places, image_inds, levels, feature_shape) -> list[Tensor]:
+    return _empty_maps(grad, feature_shape)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    features, _, image_inds, levels, *_ = inputs
+    ctx.save_for_backward(output[1], image_inds, levels)
+    ctx.feature_shape = [*features[0].shape[:2], *(length for map_ in features for length in map_.shape[2:])]
+
+
+def _backward(ctx, grad: Tensor, _):
+    return torch.ops.maskrcnn_bench.roi_pool_backward(grad, *ctx.saved_tensors, ctx.feature_shape), *[None] * 6
+
+
+_ops.register("roi_pool", _fake, float32=False, torchvision=_roi_pool_torchvision)
+_ops.register("roi_pool_backward", _fake_backward, float32=False, torchvision=_backward_torchvision)
+torch.library.register_autograd("maskrcnn_bench::roi_pool", _backward, setup_context=_setup_context, lib=_ops.LIBRARY)

@@ -7,7 +7,7 @@ Two rules are in use among the reference implementations; both are here to the p
 * ``pixel_centres`` (detectron2): the mask is sampled at the centre of each pixel, in the exact box. Inside is `>= threshold`.
 
 `paste_rle` works on the visible part of one box at a time, in strips of columns, so that its memory depends neither on the number
-of masks nor on the size of the image. With csrc/ compiled one kernel does all of it; the strings are the same.
+of masks nor on the size of the image. With csrc/ compiled kernels do all of it, on the CPU or the GPU; the strings are the same.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def paste_rle(
     """Pastes masks straight into COCO's compressed run lengths, without an image-sized array.
 
     Args:
-        mask_probs: mask probabilities of the detected class. [n, S, S] or [n, 1, S, S]
+        mask_probs: mask probabilities of the detected class; on a GPU with kernels they are pasted there. [n, S, S] or [n, 1, S, S]
         boxes: xyxy, pixels of the image to paste into. [n, 4]
         size: (width, height) of that image, pixels.
         threshold: probability that separates object from background.
@@ -92,11 +92,15 @@ def paste_rle(
     Returns:
         One ``{"size": [height, width], "counts": str}`` a mask; the strings are those that pycocotools gives for the pasted mask.
     """
-    probs, boxes = _checked(mask_probs, boxes)
     _rule(rule)
     fused = _arithmetic(rule)
+    on_device = fused is not None and mask_rle.is_compiled(mask_probs.device.type)
+    probs, boxes = _checked(mask_probs, boxes, mask_probs.device if on_device else "cpu")
     if fused is None:
         counts = _paste_strips(probs, boxes, size, threshold, rule, padding)
+    elif probs.is_cuda:
+        edges = mask_rle.mask_edges(probs, boxes, size, threshold, rule, padding, fused)
+        counts = encode_counts([_run_lengths([of_mask], size[0] * size[1]) for of_mask in edges])
     else:
         counts = mask_rle.mask_rle(probs, boxes, size, threshold, rule, padding, fused)
     return [{"size": [size[1], size[0]], "counts": text} for text in counts]
@@ -152,14 +156,14 @@ def encode_counts(counts: list[np.ndarray]) -> list[str]:
     return [text[start:end] for start, end in zip([0, *ends[:-1]], ends)]
 
 
-def _checked(probs: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities [n, S, S] and boxes [n, 4] as float32 on the CPU, or an error that says what is wrong with them."""
-    probs = probs.detach().to("cpu", torch.float32)
+def _checked(probs: torch.Tensor, boxes: torch.Tensor, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities [n, S, S] and boxes [n, 4] as float32 on a device, or an error that says what is wrong with them."""
+    probs = probs.detach().to(device, torch.float32)
     if probs.dim() == 4 and probs.shape[1] == 1:
         probs = probs[:, 0]
     if probs.dim() != 3 or probs.shape[1] != probs.shape[2]:
         raise ValueError(f"mask probabilities of shape [n, S, S] or [n, 1, S, S] expected, got {list(probs.shape)}")
-    boxes = boxes.detach().to("cpu", torch.float32)
+    boxes = boxes.detach().to(device, torch.float32)
     if boxes.shape != (len(probs), 4):
         raise ValueError(f"{len(probs)} boxes, one a mask, expected in an array [{len(probs)}, 4], got {list(boxes.shape)}")
     if not torch.isfinite(boxes).all():
