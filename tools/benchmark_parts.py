@@ -70,13 +70,13 @@ def roi_align_case(quick: bool, device: str) -> Case:
 
     generator = torch.Generator().manual_seed(0)
     side, channels = (256, 32) if quick else (800, 256)
-    shapes = [side // s for s in (4, 8, 16, 32)]
+    shapes = [side // s for s in (4, 8, 16, 32, 64)]
     features = [torch.randn(1, channels, s, s, generator=generator).to(device).requires_grad_() for s in shapes]
     ours_in = [f.detach().to(memory_format=torch.channels_last).requires_grad_() for f in features]
     corner = torch.rand(512, 2, generator=generator) * side * 0.6
     boxes = torch.cat([corner, corner + 8 + torch.rand(512, 2, generator=generator) ** 3 * side * 0.4], dim=1).to(device)
-    peer = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
-    pooler = Pooler(7, (1 / 4, 1 / 8, 1 / 16, 1 / 32), 2, 0.0, 1.0, 1e-6)
+    peer = MultiScaleRoIAlign(["0", "1", "2", "3", "4"], 7, 2)
+    pooler = Pooler(7, (1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64), 2, 0.0, 1.0, 1e-6)
     batch = BoxListBatch(boxes[None], torch.ones(1, 512, dtype=torch.bool), torch.tensor([[float(side), float(side)]]), pixel=0).to(device)
     rois = RoIs.flatten(batch, static=True)
     gradient = torch.randn(512, channels, 7, 7, generator=generator).to(device)
@@ -90,7 +90,7 @@ def roi_align_case(quick: bool, device: str) -> Case:
 
     equal = all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(run_ours(), run_peer(), strict=True))
     return Case(
-        "P5.roi_align", f"RoIAlign forward and backward, 4 levels, 512 boxes, {channels} channels", run_ours, run_peer, equal, device
+        "P5.roi_align", f"RoIAlign forward and backward, 5 levels, 512 boxes, {channels} channels", run_ours, run_peer, equal, device
     )
 
 
