@@ -1,7 +1,5 @@
 """The verb `predict`: which images it finds, images of every kind, what it writes, and what it says to faults."""
 
-import json
-import os
 import struct
 import subprocess
 import sys
@@ -10,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from demo_models import NAMES, photo, save_model
+from demo_models import NAMES, photo, results, run, save_model
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -20,7 +18,7 @@ from maskrcnn_bench.cli import main
 from maskrcnn_bench.data.build import make_dataset
 from maskrcnn_bench.demo import predict
 from maskrcnn_bench.demo.images import Found, find_images, read_image
-from maskrcnn_bench.demo.predict import overlay_paths, predict_main, save_picture, write_atomically
+from maskrcnn_bench.demo.predict import overlay_paths, save_picture, write_atomically
 from maskrcnn_bench.demo.predictor import COCODemo
 
 
@@ -34,15 +32,6 @@ def place(tmp_path, monkeypatch):
     """The test's folder as the working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def run(*words):
-    return predict_main([str(word) for word in words])
-
-
-def results(folder="output/predict"):
-    with open(os.path.join(folder, "predictions.json"), encoding="utf-8") as file:
-        return json.load(file)
 
 
 def files(folder):

@@ -1,7 +1,6 @@
 """`predict` on videos: what is read, what is written, and videos that are cut short, damaged or none at all."""
 
 import csv
-import json
 import os
 import struct
 import sys
@@ -9,10 +8,9 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from demo_models import photo, save_model
+from demo_models import photo, results, run, save_model
 from PIL import Image
 
-from maskrcnn_bench.demo.predict import predict_main
 from maskrcnn_bench.demo.predictor import COCODemo
 from maskrcnn_bench.demo.video import VideoReader, VideoWriter, is_video
 
@@ -53,15 +51,6 @@ def cut(path, share):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
     return path
-
-
-def run(*words):
-    return predict_main([str(word) for word in words])
-
-
-def rows(folder="output/predict"):
-    with open(os.path.join(folder, "predictions.json"), encoding="utf-8") as file:
-        return json.load(file)
 
 
 def brightness(frames):
@@ -200,7 +189,7 @@ def test_predict_writes_video_json_and_csv(place, weights, capsys):
     photo().save("a.png")
     assert run("clip.mp4", "a.png", "--weights", weights, "--score", 0, "--batch-size", 3, "--csv", "--output", "out") == 0
     assert sorted(path.name for path in (place / "out").iterdir()) == ["a_det.jpg", "clip_det.mp4", "predictions.csv", "predictions.json"]
-    found = rows("out")
+    found = results("out")
     assert {row["image_id"] for row in found if row["file_name"] == "a.png"} == {2} and not any(
         "frame" in row for row in found if row["image_id"] == 2
     )
@@ -238,7 +227,7 @@ def test_predict_on_a_folder_tells_faults_and_does_the_rest(place, weights, caps
     captured = capsys.readouterr()
     assert captured.err.count("in/bad.mkv cannot be opened") == captured.err.count("in/short.avi is cut short") == 1
     assert sorted(path.name for path in (place / "output" / "predict").iterdir()) == ["good_det.mp4", "predictions.json", "short_det.mp4"]
-    assert "of 3 videos, 2 of them not whole" in captured.out and rows() == []
+    assert "of 3 videos, 2 of them not whole" in captured.out and results() == []
     with VideoReader("output/predict/short_det.mp4") as reader:
         assert 10 < len(list(reader)) < 55
 
