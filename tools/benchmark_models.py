@@ -176,7 +176,7 @@ def training_cases(quick: bool, device: str) -> Iterator[Case]:
         for dtype in (torch.float32, torch.bfloat16):
             name = f"{'P4' if device == 'cpu' else 'P1'}.{kind}_{'fp32' if dtype == torch.float32 else 'bf16'}"
             what = f"training step, {kind} R-CNN R-50-FPN, {size[1]}x{size[0]}, batch {batch}"
-            step = stepping(ours, mine, dtype, device) if device == "cpu" else recorded_stepping(ours, mine, dtype)
+            step = stepping(ours, mine, dtype, device, ours=True) if device == "cpu" else recorded_stepping(ours, mine, dtype)
             yield Case(name, what, step, stepping(peer, theirs, dtype, device), equal, device, batch)
 
 
@@ -210,10 +210,10 @@ def same_losses(kind: str, size: tuple[int, int], device: str) -> bool:
     return set(ours) == set(peer) and all(torch.isclose(ours[k], peer[k], rtol=1e-3, atol=1e-5) for k in ours)
 
 
-def stepping(model: torch.nn.Module, arguments: tuple, dtype: torch.dtype, device: str) -> Callable[[], None]:
-    """A step of training: forward, backward, update."""
+def stepping(model: torch.nn.Module, arguments: tuple, dtype: torch.dtype, device: str, ours: bool = False) -> Callable[[], None]:
+    """A step of training: forward, backward, update. Our programs take torch's fused SGD, those of the peers its usual one."""
     model.train()
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-5, momentum=0.9)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-5, momentum=0.9, fused=ours)
 
     def step() -> None:
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
@@ -244,7 +244,7 @@ def training_peak(who: str, each: int, size: tuple[int, int], device: str) -> in
     """Bytes that a training step of "ours" or the "peer" takes on top of the weights."""
     models = dict(zip(("ours", "peer"), model_pair("mask", exhaustive=False, size=size, device=device), strict=True))
     batch = dict(zip(("ours", "peer"), training_batch(2, size, device, each), strict=True))[who]
-    return peak_bytes(stepping(models[who], batch, torch.float32, device), device)
+    return peak_bytes(stepping(models[who], batch, torch.float32, device, who == "ours"), device)
 
 
 def growth_rows(quick: bool, device: str) -> Iterator[dict]:
@@ -278,7 +278,7 @@ def growing(name: str, value: int, size: tuple[int, int], device: str) -> Callab
         return answering(model.eval(), images, torch.float32, device)
     targets.fields.pop("labels").clamp_(max=1)
     targets.add_field("labels", targets.valid.long())
-    return stepping(model, (images, targets), torch.float32, device)
+    return stepping(model, (images, targets), torch.float32, device, ours=True)
 
 
 def shape_rows(quick: bool, device: str) -> Iterator[dict]:

@@ -40,7 +40,7 @@ def steps(name: str, size: tuple[int, int], batch: int, device: str) -> list[Cal
     """Our step, and the peer's."""
     ours, peer = model_pair(name, exhaustive=False, device=device)
     mine, theirs = batches(name, size, batch, device)
-    return [stepping(ours, mine, torch.float32, device), stepping(peer, theirs, torch.float32, device)]
+    return [stepping(ours, mine, torch.float32, device, ours=True), stepping(peer, theirs, torch.float32, device)]
 
 
 def step_peak(name: str, who: str, size: tuple[int, int], batch: int, device: str) -> int:
