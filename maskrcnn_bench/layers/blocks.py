@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .linear import Linear
+
 NormFactory = Callable[[int], nn.Module]
 
 
@@ -125,7 +127,7 @@ def with_input_channels(trunk: nn.Module, channels: int) -> nn.Module:
 
 def linear(in_features: int, out_features: int, norm: NormFactory | None = None) -> nn.Module:
     """A fully connected layer, drawn from Kaiming's uniform distribution, with an optional norm behind it."""
-    layer = nn.Linear(in_features, out_features, bias=norm is None)
+    layer = Linear(in_features, out_features, bias=norm is None)
     nn.init.kaiming_uniform_(layer.weight, a=1)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.blocks import fold_norms
+from ..layers.linear import Linear
 from ..structures.bounding_box import BoxList, BoxListBatch, Detections
 from ..structures.image_list import ImageList, to_image_list
 from . import registry
@@ -58,7 +59,7 @@ def _inside(sizes: Tensor, height: int, width: int) -> Tensor:
     return y[:, :, None] & x[:, None, :]
 
 
-_ROUNDED_BY_AUTOCAST = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+_ROUNDED_BY_AUTOCAST = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, Linear)
 
 
 class GeneralizedRCNN(nn.Module):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...layers.blocks import init_normal
+from ...layers.linear import Linear
 from ...utils.counter import stage_number, uniform
 from ..poolers import Pooler, RoIs
 
@@ -61,8 +62,8 @@ class VGGFeatureExtractor(nn.Module):
     def __init__(self, pooler: Pooler, in_channels: int, hidden: int, dropout: float = 0.5):
         super().__init__()
         self.pooler = pooler
-        self.fc6 = init_normal(nn.Linear(in_channels * pooler.output_size**2, hidden), 0.01)
-        self.fc7 = init_normal(nn.Linear(hidden, hidden), 0.01)
+        self.fc6 = init_normal(Linear(in_channels * pooler.output_size**2, hidden), 0.01)
+        self.fc7 = init_normal(Linear(hidden, hidden), 0.01)
         self.dropout = dropout
         self.out_channels = hidden
 

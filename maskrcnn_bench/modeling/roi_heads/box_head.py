@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...layers.blocks import NormFactory, conv, init_normal, linear
+from ...layers.linear import Linear
 from ...layers.masked_norm import MaskedSequential
 from ...layers.nms import batched_nms_keep, move_apart
 from ...layers.soft_nms import class_thresholds
@@ -110,8 +111,8 @@ class BoxPredictor(nn.Module):
 
     def __init__(self, in_channels: int, num_classes: int, box_classes: int):
         super().__init__()
-        self.cls_score = init_normal(nn.Linear(in_channels, num_classes), 0.01)
-        self.bbox_pred = init_normal(nn.Linear(in_channels, box_classes * 4), 0.001)
+        self.cls_score = init_normal(Linear(in_channels, num_classes), 0.01)
+        self.bbox_pred = init_normal(Linear(in_channels, box_classes * 4), 0.001)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[R, C] or [R, C, h, w] to class logits [R, K] and regression [R, 4 * box_classes]."""
