@@ -248,37 +248,70 @@ def training_peak(who: str, each: int, size: tuple[int, int], device: str) -> in
 
 
 def growth_rows(quick: bool, device: str) -> Iterator[dict]:
-    """P12: time against the number of images, objects and proposals; `exponent` is the slope between logarithms, 1 is linear."""
-    size = (96, 128) if quick else (192, 256)
-    counts = {"images": (1, 2, 4, 8), "objects": (10, 100, 1000), "classes": (10, 100, 1000)}
-    for name, values in counts.items():
-        times = []
-        for value in values:
-            run = growing(name, value, size, device)
-            run()
-            times.append(min(seconds(run, device) for _ in range(2 if quick else 5)))
+    """P12: time against images, objects, classes and processes; `exponent` is the slope between logarithms.
+
+    1 is linear; for processes, each of which has images and a thread of its own, 0 is the best.
+    """
+    size, repeats = ((96, 128), 2) if quick else ((192, 256), 5)
+    measures = {
+        "images": ((1, 2, 4, 8), lambda n: least_seconds(growing("images", n, size, device), repeats, device)),
+        "objects": ((10, 100, 1000), lambda n: least_seconds(growing("objects", n, size, device), repeats, device)),
+        "classes": ((10, 100, 1000), lambda n: least_seconds(growing("classes", n, size, device), repeats, device)),
+    }
+    if device == "cpu":
+        measures["ranks"] = ((1, 2), lambda n: seconds_on_ranks(n, size, repeats))
+    for name, (values, measure) in measures.items():
+        times = [measure(value) for value in values]
         exponent = math.log(times[-1] / times[-2]) / math.log(values[-1] / values[-2])
-        what = (
-            f"time of a {'detection' if name == 'classes' else 'training step'} against {name}, faster R-CNN R-50-FPN, {size[1]}x{size[0]}"
-        )
+        what = f"time of a {'detection' if name == 'classes' else 'training step'} against {name}"
+        what += f", faster R-CNN R-50-FPN, {size[1]}x{size[0]}"
         yield {"id": f"P12.{name}", "what": what, name: list(values), "ours": times, "exponent": exponent, "equal": True}
+
+
+def least_seconds(run: Callable[[], object], repeats: int, device: str) -> float:
+    run()
+    return min(seconds(run, device) for _ in range(repeats))
 
 
 def growing(name: str, value: int, size: tuple[int, int], device: str) -> Callable[[], object]:
     """A call whose work grows with `value` images, objects or classes."""
+    model = faster_rcnn(value if name == "classes" else 91).to(device)
+    images, targets = training_batch(value if name == "images" else 2, size, device, value if name == "objects" else 8)[0]
+    if name == "classes":
+        return answering(model.eval(), images, torch.float32, device)
+    return stepping(model, (images, of_one_class(targets)), torch.float32, device, ours=True)
+
+
+def faster_rcnn(classes: int) -> torch.nn.Module:
     from maskrcnn_bench.config import load_config
     from maskrcnn_bench.modeling.detector import build_detection_model
 
     torch.manual_seed(0)
-    options = ["MODEL.ROI_BOX_HEAD.NUM_CLASSES", str(value if name == "classes" else 91)]
-    model = build_detection_model(load_config(str(ROOT / "configs/torchvision/fasterrcnn_resnet50_fpn.yaml"), options))
-    model = model.to(device, memory_format=torch.channels_last)
-    images, targets = training_batch(value if name == "images" else 2, size, device, value if name == "objects" else 8)[0]
-    if name == "classes":
-        return answering(model.eval(), images, torch.float32, device)
+    config = load_config(str(ROOT / "configs/torchvision/fasterrcnn_resnet50_fpn.yaml"), ["MODEL.ROI_BOX_HEAD.NUM_CLASSES", str(classes)])
+    return build_detection_model(config).to(memory_format=torch.channels_last)
+
+
+def of_one_class(targets):
     targets.fields.pop("labels").clamp_(max=1)
     targets.add_field("labels", targets.valid.long())
-    return stepping(model, (images, targets), torch.float32, device, ours=True)
+    return targets
+
+
+def seconds_on_ranks(ranks: int, size: tuple[int, int], repeats: int) -> float:
+    """Seconds of a step of the slowest of several processes, with two images each."""
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(ranks, multiprocessing.get_context("spawn")) as pool:
+        jobs = [pool.submit(seconds_of_rank, rank, ranks, f"file://{folder}/meeting", size, repeats) for rank in range(ranks)]
+        return max(job.result() for job in jobs)
+
+
+def seconds_of_rank(rank: int, ranks: int, meeting: str, size: tuple[int, int], repeats: int) -> float:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks)
+    images, targets = training_batch(2, size, "cpu")[0]
+    model = torch.nn.parallel.DistributedDataParallel(faster_rcnn(91))
+    found = least_seconds(stepping(model, (images, of_one_class(targets)), torch.float32, "cpu", ours=True), repeats, "cpu")
+    torch.distributed.destroy_process_group()
+    return found
 
 
 def shape_rows(quick: bool, device: str) -> Iterator[dict]:
