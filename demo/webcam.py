@@ -74,7 +74,7 @@ def _opencv() -> Any:
     try:
         return importlib.import_module("cv2")
     except ImportError as error:
-        remedy = "pip install maskrcnn_bench[demo], or use the page in a browser, which needs none: maskrcnn-bench demo --serve"
+        remedy = 'pip install -e ".[demo]" in the checkout, or use the page in a browser, which needs none: maskrcnn-bench demo --serve'
         raise ImportError(f"the camera's window needs OpenCV ({error}): {remedy}") from None
 
 

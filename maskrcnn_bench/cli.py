@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -50,7 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Parsers of the verbs name themselves after the command.
     sys.argv[0] = f"maskrcnn-bench {name}"
     module = importlib.import_module(f"{__package__}.{verb.module}")
-    result = getattr(module, verb.function)(rest)
+    try:
+        result = getattr(module, verb.function)(rest)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Who read the output, such as `head`, has enough. Python writes the rest when it ends; that goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
     return result if isinstance(result, int) else 0
 
 

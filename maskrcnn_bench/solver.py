@@ -237,11 +237,12 @@ def _require_ascending(steps: Sequence[int]) -> None:
         raise ValueError(f"SOLVER.STEPS: expected ascending iterations, got {tuple(steps)}")
 
 
-def describe_length(cfg: Any, num_images: int) -> str:
-    """How many times a training sees the images of its data."""
+def describe_length(cfg: Any, num_images: int, epoch_length: int) -> str:
+    """How many epochs a training has, given the images of its data and those of an epoch, which repeats may make more or fewer."""
     solver = cfg.SOLVER
-    epochs = solver.MAX_ITER * solver.IMS_PER_BATCH / num_images
-    return f"SOLVER.MAX_ITER {solver.MAX_ITER} x {solver.IMS_PER_BATCH} images = {epochs:.3g} epochs of your {num_images} images"
+    epochs = solver.MAX_ITER * solver.IMS_PER_BATCH / epoch_length
+    repeats = f", which occur {epoch_length} times in each" if epoch_length != num_images else ""
+    return f"SOLVER.MAX_ITER {solver.MAX_ITER} x {solver.IMS_PER_BATCH} images = {epochs:.3g} epochs of your {num_images} images{repeats}"
 
 
 def images_per_pass(cfg: Any, world_size: int) -> int:
@@ -301,7 +302,8 @@ def _scale_with_batch(cfg: Any, fixed: Collection[str], world_size: int, per_pas
         f"batch: {solver.IMS_PER_BATCH} images a step ({world_size} process(es) x {per_pass} image(s) x {solver.ACCUMULATE} accumulated), "
         f"schedule for {reference}: factor {factor:.6g}; SOLVER.AUTO_SCALE False turns this off"
     )
-    new, lines = changed(cfg, {key: value for key, value in values.items() if key not in fixed})
+    unused = ["SOLVER.STEPS"] if solver.LR_SCHEDULE != "multistep" else []
+    new, lines = changed(cfg, {key: value for key, value in values.items() if key not in (*fixed, *unused)})
     return new, [head, *lines]
 
 
@@ -323,7 +325,7 @@ def schedule_from_epochs(cfg: Any, command_line_keys: Collection[str], num_image
 
     Args:
         command_line_keys: of these, STEPS and WARMUP_ITERS stay as they are.
-        num_images: images of one epoch.
+        num_images: images of one epoch, repeated ones counted as often as they occur.
     Returns:
         A frozen copy of the config, and a line "key: old -> new" a change.
     """
@@ -334,7 +336,7 @@ def schedule_from_epochs(cfg: Any, command_line_keys: Collection[str], num_image
     max_iter = _iterations(solver.MAX_EPOCHS, num_images, solver.IMS_PER_BATCH)
     factor = max_iter / max(solver.MAX_ITER, 1)
     values = {"SOLVER.MAX_ITER": max_iter}
-    if "SOLVER.STEPS" not in command_line_keys:
+    if "SOLVER.STEPS" not in command_line_keys and solver.LR_SCHEDULE == "multistep":
         pairs = zip(solver.STEPS, cfg.SOLVER.STEPS, strict=True)
         values["SOLVER.STEPS"] = tuple(known if isinstance(said, str) else round(said * factor) for said, known in pairs)
     if "SOLVER.WARMUP_ITERS" not in command_line_keys:
@@ -343,6 +345,12 @@ def schedule_from_epochs(cfg: Any, command_line_keys: Collection[str], num_image
     head = f"SOLVER.MAX_EPOCHS {solver.MAX_EPOCHS:g} x {num_images} images / {solver.IMS_PER_BATCH} a step = {max_iter} iterations"
     new, more = changed(cfg, values)
     return new, [*lines, head, *more]
+
+
+def needs_epochs(cfg: Any) -> bool:
+    """Whether the length of an epoch has to be known before the schedule is."""
+    solver = cfg.SOLVER
+    return solver.MAX_EPOCHS > 0 or any(isinstance(value, str) for value in (*solver.STEPS, solver.CHECKPOINT_PERIOD, solver.TEST_PERIOD))
 
 
 def _iterations(epochs: float, num_images: int, images_per_step: int) -> int:

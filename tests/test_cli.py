@@ -112,6 +112,27 @@ def test_config_keys_explains_keys(capsys):
     assert "SOLVER.BASE_LR" in capsys.readouterr().err
 
 
+def test_config_keys_names_the_keys_of_a_shared_text(capsys):
+    assert cli.main(["config", "keys", "rpn.bg_iou"]) == 0
+    assert "FG_IOU_THRESHOLD, BG_IOU_THRESHOLD: An anchor is positive" in capsys.readouterr().out
+    assert cli.main(["config", "keys", "soft_nms.sigma"]) == 0
+    assert '\n    SIGMA of "gaussian"' in capsys.readouterr().out
+
+
+def test_config_alone_asks_only_for_what_it_needs(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["config"])
+    printed = capsys.readouterr().err
+    assert stop.value.code == 2 and "error: say what to print: show, diff or keys" in printed and "required" not in printed
+
+
+def test_a_reader_that_has_enough_is_no_error(repository):
+    command = [sys.executable, "-m", "maskrcnn_bench.cli", "config", "keys"]
+    with subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+        program.stdout.close()
+        assert program.stderr.read() == b"" and program.wait() == 141
+
+
 # doctor
 
 

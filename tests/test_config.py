@@ -277,6 +277,16 @@ def test_texts_stay_texts():
         (["MODEL.STATIC_SHAPES=yes"], "expects one of auto, True, False; got 'yes'"),
         (["MODEL.STATIC_SHAPES=1"], "expects one of auto, True, False; got '1'"),
         (["SOLVER.BASE_LR=None"], "SOLVER.BASE_LR expects a number"),
+        (["MODEL.RPN.NMS_THRESH=7"], "command line: MODEL.RPN.NMS_THRESH expects a number from 0 to 1, got 7.0"),
+        (["SOLVER.WARMUP_ITERS=-3"], "SOLVER.WARMUP_ITERS expects 0 or more, got -3"),
+        (["TEST.SOFT_NMS.SIGMA=0"], "TEST.SOFT_NMS.SIGMA expects more than 0, got 0.0"),
+        (["INPUT.MIN_SIZE_TRAIN=(800, 0)"], "INPUT.MIN_SIZE_TRAIN expects 1 or more, got 0 in (800, 0)"),
+        (["INPUT.MIN_SIZE_TRAIN=()"], "INPUT.MIN_SIZE_TRAIN expects at least one number, each 1 or more, got ()"),
+        (["SOLVER.CHECKPOINT_PERIOD=0"], "SOLVER.CHECKPOINT_PERIOD expects 1 or more, got 0"),
+        (["DATASETS.TRAIN=a"], "DATASETS.TRAIN expects a list such as \"('name',)\", got 'a'"),
+        (["DATALOADER.DATASET_REPEATS=2"], "DATALOADER.DATASET_REPEATS expects a list such as \"(1.0, 0.25)\", got '2'"),
+        (["DATALOADER.DATASET_REPEATS=('a',)"], "DATALOADER.DATASET_REPEATS expects a list of numbers such as (1.0, 0.25), got 'a'"),
+        (["TEST.CLASS_SCORE_THRESH={'a': 0.3}"], "TEST.CLASS_SCORE_THRESH expects a list such as \"[['person', 0.3]]\""),
     ],
 )
 def test_faulty_overrides_are_reported(words, message):
@@ -285,7 +295,27 @@ def test_faulty_overrides_are_reported(words, message):
     assert message in str(caught.value)
 
 
-@given(st.lists(st.tuples(st.sampled_from(["SEED", "SOLVER.MAX_ITER", "TEST.IMS_PER_BATCH"]), st.integers(0, 10**9), st.booleans())))
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["SOLVER.CHECKPOINT_PERIOD=2e", "SOLVER.TEST_PERIOD=0", "SOLVER.STEPS=()", "SOLVER.MAX_EPOCHS=0"],
+        ["MODEL.RPN.STRADDLE_THRESH=-1", "MODEL.RPN.SMOOTH_L1_BETA=-1", "SOLVER.WEIGHT_DECAY_NORM=-1", "MODEL.GROUP_NORM.DIM_PER_GP=-1"],
+        [
+            "INPUT.SCALE_JITTER=(0.1, 2)",
+            "INPUT.SCALE_JITTER=()",
+            "DATALOADER.SHAPE_BUCKETS=[[64, 96]]",
+            "MODEL.FBNET.DET_HEAD_LAST_SCALE=-1",
+        ],
+    ],
+)
+def test_values_that_mean_off_are_taken(words):
+    load_config(None, words)
+    copy = get_defaults().clone()
+    with pytest.raises(ValueError, match="HUE expects a number from 0 to 0.5"):
+        copy.merge_from_list([*words, "INPUT.HUE", 0.6])
+
+
+@given(st.lists(st.tuples(st.sampled_from(["SEED", "SOLVER.MAX_ITER", "TEST.IMS_PER_BATCH"]), st.integers(1, 10**9), st.booleans())))
 def test_overrides_mean_the_same_in_either_form(items):
     words = [word for key, value, joined in items for word in ([f"{key}={value}"] if joined else [key, str(value)])]
     assert parse_overrides(words) == [(key, str(value)) for key, value, _ in items]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from maskrcnn_bench.evaluation import evaluate, pictures
 from maskrcnn_bench.evaluation.coco import class_names, evaluate_coco, ground_truth
-from maskrcnn_bench.evaluation.confusion import confusion_matrix
+from maskrcnn_bench.evaluation.confusion import Confusion, confusion_matrix
 from maskrcnn_bench.evaluation.evaluators import FlatDetections
 
 CAT, DOG, BIRD = 3, 5, 8
@@ -158,3 +158,16 @@ def test_without_matplotlib_one_line_says_what_to_do(monkeypatch, caplog):
     monkeypatch.setattr(pictures.importlib.util, "find_spec", lambda name: None)
     assert not pictures.can_draw()
     assert "matplotlib is not installed; run: pip install matplotlib" in caplog.text
+
+
+def test_words_beside_the_matrix_are_on_the_paper():
+    backend = pytest.importorskip("matplotlib.backends.backend_agg", reason="no matplotlib; pip install matplotlib")
+    names = ["background", "RBC", "WBC", "Platelets"]
+    figure = pictures.draw_confusion(Confusion(np.ones((4, 4), dtype=np.int64), names, 0, 0.05, 0.5))
+    canvas = backend.FigureCanvasAgg(figure)
+    canvas.draw()
+    axes = figure.axes[0]
+    assert axes.get_ylabel() == "actually"
+    for words in (axes.yaxis.label, axes.xaxis.label, axes.title):
+        box = words.get_window_extent(canvas.get_renderer())
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.width and 0 <= box.y0 < box.y1 <= figure.bbox.height

@@ -5,13 +5,17 @@ import json
 import numpy as np
 import pytest
 from demo_models import photo, save_model
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from maskrcnn_bench.data import make_dataset
 from maskrcnn_bench.data.check import main
-from maskrcnn_bench.demo.export import labelme_annotations
+from maskrcnn_bench.demo.export import coco_annotations, labelme_annotations, labelme_paths, point_names
+from maskrcnn_bench.demo.images import Found
 from maskrcnn_bench.demo.predict import predict_main
+from maskrcnn_bench.structures.mask_outline import signed_area
 
 
 def write(folder, stem, *shapes, text=None):
@@ -31,7 +35,7 @@ def test_shapes_become_objects(tmp_path):
     parts = [shape("cup", [[k, 1], [k + 4, 1], [k, 9]], group=7) for k in (1, 21)]
     write(tmp_path, "b", *parts, shape("cup", [[40, 1], [44, 1], [44, 9]], group=8))
     dataset = make_dataset(str(tmp_path), masks=True, pixel=0)
-    assert dataset.class_names == ("__background__", "cup", "dish") and "LabelMe's JSON files, which has no splits" in dataset.described
+    assert dataset.class_names == ("__background__", "cup", "dish") and "LabelMe's JSON files, without splits" in dataset.described
     target = dataset.get_groundtruth(0)
     assert target.bbox.tolist() == [[2, 3, 20, 30], [10, 10, 30, 20], [10, 10, 30, 30]] and target.get_field("labels").tolist() == [1, 2, 2]
     circle = target.get_field("masks").get_mask_tensor()[2].sum()
@@ -86,6 +90,110 @@ def test_masks_come_back(tmp_path):
     assert len(target) == 2
     for mask, drawn in zip(masks, back):
         assert (mask & drawn).sum() / (mask | drawn).sum() >= 0.95
+
+
+def outlined(mask):
+    """LabelMe's shapes of a mask. mask: [H, W] bool"""
+    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    row = {"category_name": "cup", "bbox": [0.0, 0.0, 1.0, 1.0], "score": 0.9, "segmentation": rle | {"counts": rle["counts"].decode()}}
+    image = {"path": "a.png", "width": mask.shape[1], "height": mask.shape[0]}
+    return json.loads(labelme_annotations(image, [row], ""))["shapes"]
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.4, 0.7, 0.9]))
+def test_holes_stay_holes(seed, filled):
+    """Polygons that are cut open from the outline to the holes have the area of the pixels, whatever is in or beside what."""
+    mask = np.random.default_rng(seed).random((9, 11)) < filled
+    shapes = outlined(mask)
+    assert sum(signed_area(np.array(one["points"])) for one in shapes) == mask.sum()
+    assert all(signed_area(np.array(one["points"])) > 0 for one in shapes)
+
+
+def test_ring_comes_back(tmp_path):
+    ys, xs = np.mgrid[:80, :80]
+    far = np.hypot(xs - 40, ys - 40)
+    ring = (far < 30) & (far > 15)
+    write(tmp_path, "a", *outlined(ring))
+    Image.new("RGB", (80, 80)).save(tmp_path / "a.png")
+    back = make_dataset(str(tmp_path), masks=True).get_groundtruth(0).get_field("masks").get_mask_tensor().numpy() > 0
+    assert (ring & back).sum() / (ring | back).sum() >= 0.95 and not back[30:50, 35:45].any()
+
+
+@pytest.mark.parametrize("count", [2, 17])
+def test_keypoints_of_results_become_those_of_annotations(count):
+    """Results have scores where annotations have 0, 1 or 2."""
+    points = [value for k in range(count) for value in (10.0 + k, 20.0, 0.07)]
+    row = {"image_id": 1, "category_id": 1, "category_name": "cup", "bbox": [8.0, 9.0, 30.0, 20.0], "score": 0.9, "keypoints": points}
+    image = {"id": 1, "path": "a.png", "width": 80, "height": 64}
+    written = json.loads(coco_annotations([image], [row], ("__background__", "cup"), "", count))
+    (annotation,), (category,) = written["annotations"], written["categories"]
+    assert annotation["keypoints"][2::3] == [2] * count and annotation["keypoints"][0::3] == points[0::3]
+    assert annotation["num_keypoints"] == count == len(category["keypoints"])
+    assert category["keypoints"][0] == ("nose" if count == 17 else "point_0")
+    assert ([1, 2] in category["skeleton"]) == (count == 17) and np.max(category["skeleton"], initial=1) <= count
+    assert json.loads(coco_annotations([image], [], ("__background__", "cup"), "", count))["categories"] == [category]
+    box, *dots = json.loads(labelme_annotations(image, [row], ""))["shapes"]
+    assert (box["shape_type"], {one["group_id"] for one in (box, *dots)}) == ("rectangle", {1})
+    assert [(one["label"], one["points"]) for one in dots] == [(name, [[10.0 + k, 20.0]]) for k, name in enumerate(point_names(count))]
+
+
+def test_points_of_a_group_are_keypoints(tmp_path, capsys):
+    triangle = [[2, 3], [20, 3], [2, 30]]
+    dots = [shape(name, [[k, 6]], "point", 1) for k, name in ((5, "nose"), (9, "tail"))]
+    write(tmp_path, "a", shape("dog", triangle, group=1), *dots, shape("dog", triangle, group=2), shape("nose", [[9, 9]], "point", 2))
+    dataset = make_dataset(str(tmp_path), keypoints=True)
+    assert dataset.class_names == ("__background__", "dog") and dataset.keypoint_names == ("nose", "tail")
+    points = dataset.get_groundtruth(0).get_field("keypoints").keypoints
+    assert points.tolist() == [[[5, 6, 2], [9, 6, 2]], [[9, 9, 2], [0, 0, 0]]]
+    assert not make_dataset(str(tmp_path)).get_groundtruth(0).has_field("keypoints")
+    assert main(["check", str(tmp_path)]) == 0
+    write(tmp_path, "b", shape("dog", triangle), shape("nose", [[9, 9]], "point"), shape("nose", [[9, 9]], "point", 4))
+    assert main(["check", str(tmp_path)]) == 1 and capsys.readouterr().out.count("(nose): a point of no object; give it") == 2
+
+
+def test_files_of_labelme_lie_beside_their_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = list(enumerate([Found("im/x.jpg", "x.jpg"), Found("im/sub/x.jpg", "sub/x.jpg")]))
+    assert labelme_paths(images, "im") == {1: "im/x.json", 2: "im/sub/x.json"}
+    assert labelme_paths(images, str(tmp_path))[2] == "im/sub/x.json", "the folder may be one above"
+    assert labelme_paths(images, "out") == {1: "out/x.json", 2: "out/sub/x.json"}
+    assert labelme_paths(images, "") == {}
+    with pytest.raises(ValueError, match="im/x.jpg and im/X.png would both have im/X.json"):
+        labelme_paths([*images, (2, Found("im/X.png", "X.png"))], "im")
+
+
+def test_names_of_splits_do_not_make_files_coco(tmp_path, capsys):
+    for stem in ("train", "instances_train_0", "val_2", "test_3"):
+        write(tmp_path, stem, shape("cup", [[2, 3], [20, 3], [2, 30]]))
+    assert len(make_dataset(str(tmp_path))) == len(make_dataset(str(tmp_path), is_train=False)) == 4
+    assert main(["check", str(tmp_path)]) == 0, capsys.readouterr().out
+
+
+def test_files_without_their_images(tmp_path):
+    write(tmp_path, "a", shape("cup", [[2, 3], [20, 3], [2, 30]]))
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(ValueError, match="LabelMe's files but no image; each JSON file must lie beside its image"):
+        make_dataset(str(tmp_path))
+
+
+def test_keypoints_come_back(tmp_path, monkeypatch):
+    """What a model of three points finds is read again from either kind of file, point for point."""
+    weights = save_model(tmp_path / "model", "keypoint_fpn")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos" / "sub").mkdir(parents=True)
+    for name in ("a.png", "sub/a.png"):
+        photo(80, 64, 1).save(f"photos/{name}")
+    words = ["photos", "--weights", str(weights), "--score", "0", "--output", "out"]
+    assert predict_main([*words, "--labelme", "photos", "--annotations", "out/instances_train.json"]) == 0
+    assert sorted(path.name for path in (tmp_path / "photos").rglob("*.json")) == ["a.json", "a.json"]
+    rows = [row for row in json.loads((tmp_path / "out/predictions.json").read_text()) if row["file_name"] == "a.png"]
+    found = np.array([row["keypoints"] for row in rows]).reshape(len(rows), 3, 3)
+    for source in ("photos", "out/instances_train.json"):
+        dataset = make_dataset(source, keypoints=True, keep_empty=True)
+        keypoints = dataset.get_groundtruth(0).get_field("keypoints")
+        assert dataset.keypoint_names == ("point_0", "point_1", "point_2") and len(keypoints) == len(rows) > 0
+        seen = keypoints.keypoints.numpy()
+        assert (seen[..., :2] == found[..., :2].astype(np.float32))[seen[..., 2] == 2].all() and (seen[..., 2] == 2).any()
 
 
 @pytest.mark.parametrize("family", ["mask_fpn", "faster_fpn"])

@@ -145,8 +145,8 @@ def test_what_is_no_transform_is_told_before_the_training(text, message):
     ("text", "message"),
     [
         ("Normalize((0, 0, 0), (1, 1, 1))", "Normalize.* of an image of 30 x 20 pixels: .*float"),
-        ("Grayscale(1)", "Grayscale.* makes 1 channels of torch.uint8 of 3 channels of torch.uint8"),
-        ("ToPILImage()", "ToPILImage.* makes Image of 3 channels"),
+        ("Grayscale(1)", r"Grayscale.* makes torch.uint8 \[1, H, W\] of torch.uint8 \[3, H, W\]"),
+        ("ToPILImage()", "ToPILImage.* makes Image of torch.uint8"),
         ("RandomCrop(64)", "RandomCrop.* of an image of 30 x 20 pixels: .*larger than input"),
     ],
 )
@@ -180,6 +180,9 @@ def test_the_loader_does_the_same_in_every_process(tmp_path):
     assert alone == seen("DATALOADER.NUM_WORKERS", "2", "DATALOADER.CACHE", "ram") != seen("INPUT.TRANSFORMS", "()")
     assert isinstance(make_transforms(load_config(None, opts)).transforms[1], NamedTransform)
     assert not any(isinstance(one, NamedTransform) for one in make_transforms(load_config(None, opts), is_train=False).transforms)
+    faulty = ["DATALOADER.NUM_WORKERS", "0", "INPUT.TRANSFORMS", "('RandomCrop(999)',)"]
+    with pytest.raises(ValueError, match=r"toy/train/00000\d.jpg: INPUT.TRANSFORMS: RandomCrop\(999\)"):
+        seen(*faulty)
     with pytest.raises(ValueError, match="INPUT.TRANSFORMS does not move the proposals"):
         make_transforms(load_config(None, [*opts, "MODEL.LOAD_PROPOSALS", "True"]))
     assert isinstance(make_transforms(load_config(None, opts)).transforms[-1], T.ToTensor)

@@ -39,8 +39,9 @@ def test_all_images_are_used_where_there_are_no_splits(tmp_path, below, images, 
     names = [[dataset.get_img_info(i)["file_name"] for i in range(len(dataset))] for dataset in (train, test)]
     assert names[1] == ["img4.png", "img9.png"] and sorted(names[0] + names[1]) == [f"img{k}.png" for k in range(10)]
     assert train.class_names == test.class_names == ("__background__", "cup", "dish")
-    assert "without ImageSets" in train.described
-    assert train.described.endswith("every fifth image by name is for testing, the others for training")
+    assert "without ImageSets" in train.described and " ." not in train.described.replace(str(tmp_path), "")
+    assert ("in the folder itself" in train.described) == (images == "." and not below)
+    assert train.described.endswith("every fifth image by name is for testing, the others for training (fewer than five: all for both)")
     picture, target, _ = train[0]
     assert picture.size == (50, 40) and target.bbox.tolist() == [[2, 4, 9, 19]] and target.get_field("labels").tolist() == [2]
     assert test.get_groundtruth(0).get_field("difficult").tolist() == [0]

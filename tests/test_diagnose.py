@@ -50,6 +50,12 @@ def test_shuffled_classes_are_recognised():
     assert "classes: 4 among the objects, 4 among the detections, 4 in both" in report
 
 
+def test_a_class_that_is_called_by_its_name_is_no_example():
+    dataset, found = scene()
+    report = causes(dataset, dataset.predictions([{**row, "category_id": 5} for row in found]))
+    assert "dog is called cat" in report and "cat is called" not in report
+
+
 @pytest.mark.parametrize("pixel", [0, 1])
 @pytest.mark.parametrize(
     ("change", "words"),

@@ -92,6 +92,15 @@ def test_ground_truth_that_does_not_fit_is_named():
         narrow_model("keypoint_fpn")(images, targets)
 
 
+@pytest.mark.parametrize(("family", "head", "made"), [("keypoint_fpn", "KEYPOINT", 56), ("mask_fpn", "MASK", 28), ("mask_c4", "MASK", 14)])
+def test_maps_of_another_size_than_their_targets_are_named(family, head, made):
+    images, targets = scene()
+    key = f"MODEL.ROI_{head}_HEAD.RESOLUTION"
+    said = f"{key} is 20, but the head makes maps of {made} x {made}; set it {made}, or change MODEL.ROI_{head}_HEAD.POOLER_RESOLUTION"
+    with pytest.raises(ValueError, match=said):
+        narrow_model(family, key, 20)(images, targets)
+
+
 # Reading heat maps
 
 

@@ -90,6 +90,7 @@ def test_options_become_keys_and_keys_win():
     data = ["DATASETS.DATA", "d", "DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]
     data += ["DATASETS.PROPOSAL_FILES_TRAIN", "()", "DATASETS.PROPOSAL_FILES_TEST", "()"]
     assert overrides(args) == [*data, "OUTPUT_DIR", "o", "MODEL.WEIGHT", "w.pth", "OUTPUT_DIR", "p"]
+    assert overrides(parse(train_parser(), ["--weights", ""])) == ["MODEL.WEIGHT", ""]
 
 
 @pytest.mark.parametrize("given", ["--local_rank=1", "--local-rank=1"])
@@ -296,6 +297,48 @@ def test_print_schedule_ends_before_anything_is_built(place):
     assert not (place / "schedule" / "config.yml").exists()
 
 
+def test_repeated_images_lengthen_an_epoch(place, capsys):
+    given = (
+        "--print-schedule",
+        "SOLVER.MAX_EPOCHS",
+        "4",
+        "DATALOADER.DATASET_REPEATS",
+        "(3.0,)",
+        "DATASETS.TRAIN",
+        f"({str(place / 'toy')!r},)",
+    )
+    assert train_main(words(place, "repeats", *given)) == 0
+    said = capsys.readouterr().out
+    assert "SOLVER.MAX_EPOCHS 4 x 36 images / 4 a step = 36 iterations" in said
+    assert "SOLVER.MAX_ITER 36 x 4 images = 4 epochs of your 12 images, which occur 36 times in each" in said
+
+
+def test_a_schedule_in_iterations_needs_no_data(place, capsys):
+    given = words(
+        place, "schedule", "--data", "no/such/folder", "--print-schedule", "SOLVER.LR_SCHEDULE", "cosine", "SOLVER.IMS_PER_BATCH", "2"
+    )
+    assert train_main(given) == 0
+    said = capsys.readouterr().out
+    assert "SOLVER: BASE_LR 0.0025, MAX_ITER 12, LR_SCHEDULE cosine" in said and "STEPS" not in said
+    assert train_main([*given, "SOLVER.MAX_EPOCHS", "2"]) == 1
+    assert "no folder or file no/such/folder" in capsys.readouterr().err
+
+
+def test_a_folder_is_tested_and_says_where_the_name_of_its_data_is_from(trained, tmp_path, capsys):
+    shutil.copytree(trained / "straight", tmp_path / "straight")
+    config = tmp_path / "straight" / "config.yml"
+    config.write_text(config.read_text().replace(f"DATA: {trained / 'toy'}", "DATA: gone/toy"))
+    given = ["--ckpt", str(tmp_path / "straight"), "--output", str(tmp_path / "out")]
+    assert test_main(given) == 1
+    message = capsys.readouterr().err
+    assert f"no folder or file gone/toy, and no data set of the catalog has that name. The name is from {config}" in message
+    assert "--data FOLDER gives another" in message
+    assert test_main([*given, "--data", str(trained / "toy")]) == 0
+    for missing, said in ((tmp_path, "is a folder without last_checkpoint"), (tmp_path / "x.pth", "does not exist")):
+        assert test_main(["--ckpt", str(missing), "--config-file", str(trained / "narrow.yaml"), "--output", str(tmp_path / "out")]) == 1
+        assert f"error: --ckpt: {missing} {said}" in capsys.readouterr().err
+
+
 def test_losses_on_the_test_data_are_measured_without_a_trace(trained):
     # One batch of all images, in one order.
     same = ("SOLVER.IMS_PER_BATCH", "12", "SOLVER.REFERENCE_IMS_PER_BATCH", "12", "SOLVER.MAX_ITER", "2", "SOLVER.WARMUP_ITERS", "1")
@@ -494,15 +537,19 @@ def test_two_processes_equal_one_with_two_parts(trained, repository):
 
 def test_epochs_are_as_many_steps_on_any_number_of_processes(place, repository, tmp_path, capsys):
     generate(tmp_path / "toy", 100, 1, 64)
-    given = words(
-        place, "schedule", "--data", str(tmp_path / "toy"), "--print-schedule", "SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_EPOCHS", "3"
-    )
+    file = tmp_path / "toy" / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    content["annotations"].append({**content["annotations"][0], "id": 10**6, "bbox": [5, 5, -5, 5]})
+    file.write_text(json.dumps(content))
+    short = ("SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_EPOCHS", "3", "SOLVER.WARMUP_ITERS", "75")
+    given = words(place, "schedule", "--data", str(tmp_path / "toy"), "--print-schedule", *short)
     with Program(repository, launched(2, "tools/train_net.py", *given)) as both:
         assert train_main(given) == 0
         code, output = both.end()
     assert code == 0, output
     for said in (output, capsys.readouterr().out):
         assert "SOLVER.MAX_EPOCHS 3 x 100 images / 4 a step = 75 iterations" in said and "MAX_ITER 75," in said
+        assert said.count("[drop]") == said.count("never gets to SOLVER.BASE_LR") == 1, "what all processes find, one says"
 
 
 COLLECT = """
@@ -522,7 +569,7 @@ if rank == 2:
 try:
     comm.synchronize("the end of the test")
 except RuntimeError as error:
-    print("CAUGHT", error)
+    print(f"CAUGHT {error}\\n", end="")  # in one piece, beside the other processes
 """
 
 

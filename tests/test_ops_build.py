@@ -119,7 +119,7 @@ def test_many_starters_build_once(fake_compiler):
         starter.join()
     assert len(set(found)) == 1 and len(found) == 4
     assert found[0].read_text() == "built\n"
-    assert lines == [f"compiling CPU kernels once (~40 s), cached in {fake_compiler / 'cache'}"]
+    assert lines == [f"compiling CPU kernels once (~1 min), cached in {fake_compiler / 'cache'}"]
     calls = (fake_compiler / "calls").read_text().splitlines()
     assert len(calls) == len(_build.source_files(_build.find_sources())) + 1
     assert all("-march" not in call for call in calls)

@@ -17,8 +17,8 @@ from pycocotools import mask as coco_mask
 from maskrcnn_bench.cli import main
 from maskrcnn_bench.data.build import make_dataset
 from maskrcnn_bench.demo import predict
+from maskrcnn_bench.demo.files import overlay_paths, save_picture, write_atomically
 from maskrcnn_bench.demo.images import Found, find_images, read_image
-from maskrcnn_bench.demo.predict import overlay_paths, save_picture, write_atomically
 from maskrcnn_bench.demo.predictor import COCODemo
 
 
@@ -287,7 +287,10 @@ def test_verb_of_the_command(place, weights, capsys):
         (["MODEL.MASK_ONN", "True"], "unknown key MODEL.MASK_ONN. Did you mean MODEL.MASK_ON"),
         (["MODEL.DEVICE"], "expected KEY VALUE"),
         (["--config-file", "e2e_mask_rcnn_R_50.yaml"], "Did you mean"),
-        (["--output", "a.png"], "a.png"),
+        (["--output", "a.png/out"], "--output: expected a folder, but a.png is a file"),
+        (["--labelme", "a.png"], "--labelme: expected a folder, but a.png is a file"),
+        (["--annotations", "."], "--annotations: expected a file, such as instances_train.json, but . is a folder"),
+        (["--annotations", "a.png"], "--annotations: a.png is there already and may have somebody's corrections; name another file"),
     ],
 )
 def test_mistakes_are_one_line(place, weights, capsys, words, message):
@@ -308,6 +311,8 @@ def test_mistakes_are_one_line(place, weights, capsys, words, message):
         (["a.png", "--weights", "w.pth", "--score", "1.5"], "from 0 to 1, got 1.5"),
         (["a.png", "--weights", "w.pth", "--score", "abc"], "argument --score: expected a number from 0 to 1, got abc"),
         (["a.png", "--weights", "w.pth", "--score", "nan"], "from 0 to 1, got nan"),
+        (["a.png", "--weights", "w.pth", "--overlap", "0.5"], "--overlap is that of tiles; give their side as well"),
+        (["a.png", "--weights", "w.pth", "--tile", "9", "--overlap", "1"], "expected a number from 0 to below 1, got 1"),
         (["a.png", "--weights", "w.pth", "--batch-size", "0"], "from 1 on, got 0"),
         (["a.png", "--weights", "w.pth", "--batch-size", "two"], "argument --batch-size: expected a whole number from 1 on, got two"),
     ],

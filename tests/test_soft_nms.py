@@ -118,6 +118,7 @@ def test_each_class_has_its_threshold(family):
         ([["horse", 0.5]], "no class 'horse'; the model knows cat, dog, cow, bird"),
         ([["cat", 1.5]], "expected .*scores of 0 to 1"),
         (["cat", 0.5], "expected .*name of a class"),
+        ([["cat", 0.5], ["dog", 0.1], ["cat", 0.2]], "expected each class once, got 'cat' more often"),
     ],
 )
 def test_wrong_thresholds_are_explained(wanted, message):

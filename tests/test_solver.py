@@ -335,4 +335,4 @@ def test_epochs_stand_in_for_iterations_and_a_cosine_needs_no_steps():
     check_schedule(cfg)
     cfg = schedule_from_epochs(cfg, (), 80)[0]
     assert cfg.SOLVER.MAX_ITER == 10
-    assert describe_length(cfg, 80) == "SOLVER.MAX_ITER 10 x 16 images = 2 epochs of your 80 images"
+    assert describe_length(cfg, 80, 80) == "SOLVER.MAX_ITER 10 x 16 images = 2 epochs of your 80 images"

@@ -137,7 +137,7 @@ def test_small_pictures_are_seen_as_without_tiles(tmp_path):
     picture = photo(80, 64)
     plain, tiled = (COCODemo.from_weights(weights, confidence_threshold=0.0, tile=tile).detect([picture])[0] for tile in (0, 80))
     assert torch.equal(plain.bbox, tiled.bbox) and torch.equal(plain.get_field("mask"), tiled.get_field("mask"))
-    with pytest.raises(ValueError, match="overlap from 0 to below 1"):
+    with pytest.raises(ValueError, match="overlap: expected a share from 0 to below 1"):
         COCODemo.from_weights(weights, tile=64, overlap=1.0)
 
 

@@ -157,3 +157,12 @@ def test_an_interrupted_folder_is_finished_and_a_foreign_one_left_alone(tmp_path
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(FileExistsError, match="thesis|mine"):
         toy.generate(tmp_path / "mine", 2, 2)
+
+
+def test_scenes_of_the_demo_are_new_ones(repository):
+    """The pictures that the first command of the README looks at: plain scenes, of another seed than those of training."""
+    paths = sorted((repository / "demo" / "scenes").iterdir())
+    assert [path.name for path in paths] == ["1.jpg", "2.jpg"]
+    for path, number in zip(paths, (4, 12)):
+        made = np.asarray(toy.scene(7, "test", number)[0]).astype(int)
+        assert np.abs(np.asarray(Image.open(path)) - made).mean() < 4

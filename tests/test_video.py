@@ -14,7 +14,7 @@ from PIL import Image
 from maskrcnn_bench.demo.predictor import COCODemo
 from maskrcnn_bench.demo.video import VideoReader, VideoWriter, is_video
 
-av = pytest.importorskip("av", reason="no PyAV; pip install maskrcnn_bench[demo]")
+av = pytest.importorskip("av", reason='no PyAV; pip install -e ".[demo]"')
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +214,7 @@ def test_predict_writes_video_json_and_csv(place, weights, capsys):
         assert (int(line["image_id"]), line["category_name"], float(line["score"])) == (row["image_id"], row["category_name"], row["score"])
         assert [float(line[name]) for name in ("x", "y", "width", "height")] == row["bbox"]
         assert line["frame"] == str(row.get("frame", ""))
-    assert "1 of 1 images and 7 pictures of 1 videos" in capsys.readouterr().out
+    assert "1 of 1 images and 7 pictures of 1 video:" in capsys.readouterr().out
 
 
 def test_predict_on_a_folder_tells_faults_and_does_the_rest(place, weights, capsys):
@@ -239,4 +239,4 @@ def test_without_pyav_images_work_and_videos_say_what_to_install(place, weights,
     assert run("a.png", "--weights", weights) == 0
     assert run("clip.mp4", "--weights", weights, "--output", "other") == 1
     err = capsys.readouterr().err
-    assert "pip install maskrcnn_bench[demo]" in err and len(err.splitlines()) == 1 and not (place / "other").exists()
+    assert 'pip install -e ".[demo]"' in err and len(err.splitlines()) == 1 and not (place / "other").exists()

@@ -173,7 +173,7 @@ def test_opencv_without_windows(webcam, opencv, weights, capsys):
 
 def test_opencv_that_is_missing(webcam, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    fails(webcam, capsys, "pip install maskrcnn_bench[demo]")
+    fails(webcam, capsys, 'pip install -e ".[demo]"')
 
 
 def test_weights_that_are_missing(webcam, opencv, capsys):

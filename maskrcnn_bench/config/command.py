@@ -13,12 +13,16 @@ from . import defaults
 from .loader import diff, load_config, resolved
 from .node import leaves
 
+_DECLARATIONS = ("_C.limit", "_C.within", "_C.above", "_C.example", "_C.allow_epochs")
 _ASSIGNMENT = re.compile(r"_C\.([A-Z]\w*(?:\.\w+)*) = (?!CfgNode)")
 
 
 def config_main(argv: Sequence[str]) -> int:
     """Runs the verb; `argv` is what follows the word `config`."""
-    args = _parser().parse_intermixed_args(argv)
+    parser = _parser()
+    args = parser.parse_intermixed_args(argv)
+    if args.action is None:
+        parser.error("say what to print: show, diff or keys")
     if args.action == "keys":
         return _print_keys(" ".join(args.words))
     try:
@@ -45,9 +49,9 @@ def key_comments() -> dict[str, str]:
             comments[match[1]] = " ".join(block)
         elif line.startswith("# ") and not line.startswith("# ---"):
             block = [*([] if after_key else block), line[2:]]
-        elif not line.startswith("_C.limit"):
+        elif not line.startswith(_DECLARATIONS):
             block = []
-        after_key = bool(match) or line.startswith("_C.limit")
+        after_key = bool(match) or line.startswith(_DECLARATIONS)
     return comments
 
 
@@ -60,13 +64,22 @@ def _print_keys(pattern: str) -> int:
         print(f"no key contains {pattern!r}. Nearest: {', '.join(similar) or 'none'}", file=sys.stderr)
         return 1
     for key in chosen:
-        print(f"{key} = {config[key]!r}\n    {comments.get(key, '')}")
+        together = [other for other in comments if _section(other) == _section(key) and comments[other] == comments[key]]
+        names = f"{', '.join(other.rpartition('.')[2] for other in together)}: " * (len(together) > 1)
+        print(f"{key} = {config[key]!r}\n    {names}{comments[key]}")
     return 0
+
+
+def _section(key: str) -> str:
+    return key.rpartition(".")[0]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Show a config, what it changes, or all keys with their meaning.")
-    parser.add_argument("action", choices=("show", "diff", "keys"), help="the whole config; only what differs from the defaults; the keys")
+    # Not required here, else the parser would claim that the words behind it are required too.
+    parser.add_argument(
+        "action", nargs="?", choices=("show", "diff", "keys"), help="the whole config; only what differs from the defaults; the keys"
+    )
     parser.add_argument("--config-file", default="", metavar="FILE", help="a YAML file, or the name of a shipped one")
     parser.add_argument("words", nargs="*", help="show, diff: overrides KEY VALUE or KEY=VALUE; keys: part of a key's name")
     return parser

@@ -52,29 +52,41 @@ _C.MODEL.CHECKPOINT_ACTIVATIONS = False
 _C.INPUT = CfgNode()
 # Length of the shorter side in training; with several values each image draws one. Pixels.
 _C.INPUT.MIN_SIZE_TRAIN = (800,)
+_C.within("INPUT.MIN_SIZE_TRAIN", 1, empty=False)
 # Largest length of the longer side in training, even if the shorter one then falls below MIN_SIZE_TRAIN. Pixels.
 _C.INPUT.MAX_SIZE_TRAIN = 1333
+_C.within("INPUT.MAX_SIZE_TRAIN", 1)
 # "choice" draws one of MIN_SIZE_TRAIN; "range" any whole number from the first of its two values to the second.
 _C.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
 _C.limit("INPUT.MIN_SIZE_TRAIN_SAMPLING", "choice", "range")
 # Large-scale jitter: (lowest, highest) factor of a square of MAX_SIZE_TRAIN that a training image fits; a square of that size is
 # cut out of larger ones. () is off; otherwise MIN_SIZE_TRAIN is not used.
 _C.INPUT.SCALE_JITTER = ()
+_C.above("INPUT.SCALE_JITTER", 0)
+_C.example("INPUT.SCALE_JITTER", (0.1, 2.0))
 # Share of the training images that get objects of another one, cut out by their masks, after all other changes. SCALE_JITTER,
 # with which it was proposed, varies their sizes.
 _C.INPUT.COPY_PASTE = 0.0
+_C.within("INPUT.COPY_PASTE", 0, 1)
 # (lowest, highest) width divided by height; training images outside this range are cut, as in faster-rcnn.pytorch. () is off.
 _C.INPUT.ASPECT_RATIO_RANGE = ()
-# The same two lengths in testing. Pixels.
+_C.above("INPUT.ASPECT_RATIO_RANGE", 0)
+_C.example("INPUT.ASPECT_RATIO_RANGE", (0.5, 2.0))
+# Length of the shorter side in testing. Pixels.
 _C.INPUT.MIN_SIZE_TEST = 800
+_C.within("INPUT.MIN_SIZE_TEST", 1)
+# Largest length of the longer side in testing. Pixels.
 _C.INPUT.MAX_SIZE_TEST = 1333
+_C.within("INPUT.MAX_SIZE_TEST", 1)
 # Channels of the images. 3: any picture becomes RGB of 8 bits. Otherwise files are taken as they are stored, 8 or 16 bits (.npy, a
 # TIFF with a page a channel, any picture), PIXEL_MEAN and PIXEL_STD have as many values, in the order and range of the files
 # (`maskrcnn-bench data stats` prints them), TO_BGR255 does not matter, and the first convolution is made from one for RGB.
 _C.INPUT.CHANNELS = 3
+_C.within("INPUT.CHANNELS", 1)
 # Subtracted from, then divided into, each channel, in the order and range that TO_BGR255 says.
 _C.INPUT.PIXEL_MEAN = [102.9801, 115.9465, 122.7717]
 _C.INPUT.PIXEL_STD = [1.0, 1.0, 1.0]
+_C.above("INPUT.PIXEL_STD", 0, empty=False)
 # True: blue, green, red in 0..255 (weights from Caffe). False: red, green, blue in 0..1 (weights from PyTorch).
 _C.INPUT.TO_BGR255 = True
 # Photographs whose EXIF data asks for a turn. "auto": turned unless the annotations give the size of the unturned one.
@@ -82,16 +94,23 @@ _C.INPUT.ON_EXIF = "auto"
 _C.limit("INPUT.ON_EXIF", "auto", "rotate", "ignore")
 # Largest relative change of the colours in training; each image draws a factor from [1 - x, 1 + x]. 0 changes nothing.
 _C.INPUT.BRIGHTNESS = 0.0
+_C.within("INPUT.BRIGHTNESS", 0)
 _C.INPUT.CONTRAST = 0.0
+_C.within("INPUT.CONTRAST", 0)
 _C.INPUT.SATURATION = 0.0
+_C.within("INPUT.SATURATION", 0)
 # Largest turn of the hue in training, as a share of the colour circle: 0 .. 0.5.
 _C.INPUT.HUE = 0.0
+_C.within("INPUT.HUE", 0, 0.5)
 # Probability per image of a mirror image in training, left-right and top-bottom.
 _C.INPUT.HORIZONTAL_FLIP_PROB_TRAIN = 0.5
+_C.within("INPUT.HORIZONTAL_FLIP_PROB_TRAIN", 0, 1)
 _C.INPUT.VERTICAL_FLIP_PROB_TRAIN = 0.0
+_C.within("INPUT.VERTICAL_FLIP_PROB_TRAIN", 0, 1)
 # Further transforms in training, of torchvision.transforms.v2 by name: ("RandomRotation(degrees=10)", "GaussianBlur(5)"). In this order,
 # after colours and before sizes; boxes, masks and keypoints follow, objects of which nothing is left go. Arguments are plain values.
 _C.INPUT.TRANSFORMS = ()
+_C.example("INPUT.TRANSFORMS", ("GaussianBlur(5)",))
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Data sets
@@ -109,7 +128,9 @@ _C.DATASETS.PROPOSAL_FILES_TRAIN = ()
 _C.DATASETS.PROPOSAL_FILES_TEST = ()
 # Best proposals taken from the files, per image.
 _C.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN = 2000
+_C.within("DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN", 1)
 _C.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST = 1000
+_C.within("DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST", 1)
 # Folder that the relative paths of the catalog start from; the environment variable DATASETS sets the default.
 _C.DATASETS.ROOT = os.environ.get("DATASETS") or "datasets"
 # Faulty boxes and polygons: "fix" drops and counts them, "error" stops, "ignore" passes them on. A broken file always stops.
@@ -126,29 +147,40 @@ _C.DATASETS.CLASSES = ()
 _C.DATALOADER = CfgNode()
 # Loading processes, per GPU. 0 loads in the training process itself.
 _C.DATALOADER.NUM_WORKERS = 4
+_C.within("DATALOADER.NUM_WORKERS", 0)
 # Padded height and width are multiples of this, per batch; FPN needs 32. 0 pads only to the largest image. Pixels.
 _C.DATALOADER.SIZE_DIVISIBILITY = 0
+_C.within("DATALOADER.SIZE_DIVISIBILITY", 0)
 # Shapes (height, width) to which batches are padded: the smallest one that holds all images, so that few shapes occur for recordings
 # and compilers. A batch larger than all keeps its own. More padding changes features at the border. () is off. Pixels.
 _C.DATALOADER.SHAPE_BUCKETS = ()
+_C.within("DATALOADER.SHAPE_BUCKETS", 1)
+_C.example("DATALOADER.SHAPE_BUCKETS", ((800, 1344), (1344, 800)))
 # Room for so many objects an image, at least, for the same purpose. 0: the next power of two of the largest number in a batch.
 _C.DATALOADER.TARGET_SLOTS = 0
+_C.within("DATALOADER.TARGET_SLOTS", 0)
 # Batches hold only upright or only wide images, so that less padding is computed; in testing, only images of one size
 # after padding, so that no result depends on the batch.
 _C.DATALOADER.ASPECT_RATIO_GROUPING = True
-# Images with a class that fewer than this share of the images have occur more often, by a power of the ratio: 0.5, its square root, as
-# in LVIS. 0: off.
+# Images with a class that fewer than this share of the images have occur more often, by the power REPEAT_EXPONENT of the ratio, as in
+# LVIS. 0: off.
 _C.DATALOADER.REPEAT_THRESHOLD = 0.0
+_C.within("DATALOADER.REPEAT_THRESHOLD", 0, 1)
+# The power of REPEAT_THRESHOLD: 1 shows every rare class as often as one of that share, 0 changes nothing.
 _C.DATALOADER.REPEAT_EXPONENT = 0.5
+_C.within("DATALOADER.REPEAT_EXPONENT", 0)
 # How often the images of each data set of DATASETS.TRAIN occur in an epoch, one number each: (1.0, 0.25) takes a quarter of the second,
 # another one in every epoch. () is once.
 _C.DATALOADER.DATASET_REPEATS = ()
+_C.above("DATALOADER.DATASET_REPEATS", 0)
+_C.example("DATALOADER.DATASET_REPEATS", (1.0, 0.25))
 # Keep decoded images: "ram" in memory, in each loading process; "disk" as files in $MASKRCNN_BENCH_CACHE or ~/.cache/maskrcnn_bench, for
 # all processes and later runs, where decoding takes longer than reading (large pictures, slow processors).
 _C.DATALOADER.CACHE = "none"
 _C.limit("DATALOADER.CACHE", "none", "ram", "disk")
 # What is kept takes no more than this: in memory of the loading processes of a GPU together, on the disk of all data sets. GB.
 _C.DATALOADER.CACHE_GB = 16.0
+_C.within("DATALOADER.CACHE_GB", 0)
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Backbone
@@ -211,35 +243,51 @@ _C.MODEL.RPN = CfgNode()
 _C.MODEL.RPN.USE_FPN = False
 # Side of the square anchors, one size a level with FPN, all sizes on the one map without. Pixels.
 _C.MODEL.RPN.ANCHOR_SIZES = (32, 64, 128, 256, 512)
+_C.above("MODEL.RPN.ANCHOR_SIZES", 0, empty=False)
 # Distance of neighbouring anchors, one value a level. Pixels.
 _C.MODEL.RPN.ANCHOR_STRIDE = (16,)
+_C.within("MODEL.RPN.ANCHOR_STRIDE", 1, empty=False)
 # Height divided by width; every size comes in each of them.
 _C.MODEL.RPN.ASPECT_RATIOS = (0.5, 1.0, 2.0)
+_C.above("MODEL.RPN.ASPECT_RATIOS", 0, empty=False)
 # Anchors further outside the image than this do not train; negative lets all train. Pixels.
 _C.MODEL.RPN.STRADDLE_THRESH = 0
 # An anchor is positive at this IoU with an object (>=) and negative below the other one (<); between them it is ignored.
 _C.MODEL.RPN.FG_IOU_THRESHOLD = 0.7
+_C.within("MODEL.RPN.FG_IOU_THRESHOLD", 0, 1)
 _C.MODEL.RPN.BG_IOU_THRESHOLD = 0.3
+_C.within("MODEL.RPN.BG_IOU_THRESHOLD", 0, 1)
 # Anchors that train, per image, and the largest share of positive ones among them.
 _C.MODEL.RPN.BATCH_SIZE_PER_IMAGE = 256
+_C.within("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 1)
 _C.MODEL.RPN.POSITIVE_FRACTION = 0.5
+_C.within("MODEL.RPN.POSITIVE_FRACTION", 0, 1)
 # Best proposals that enter NMS, per image and level.
 _C.MODEL.RPN.PRE_NMS_TOP_N_TRAIN = 12000
+_C.within("MODEL.RPN.PRE_NMS_TOP_N_TRAIN", 1)
 _C.MODEL.RPN.PRE_NMS_TOP_N_TEST = 6000
+_C.within("MODEL.RPN.PRE_NMS_TOP_N_TEST", 1)
 # Best proposals that leave NMS, per image and level.
 _C.MODEL.RPN.POST_NMS_TOP_N_TRAIN = 2000
+_C.within("MODEL.RPN.POST_NMS_TOP_N_TRAIN", 1)
 _C.MODEL.RPN.POST_NMS_TOP_N_TEST = 1000
+_C.within("MODEL.RPN.POST_NMS_TOP_N_TEST", 1)
 # A proposal is dropped when its IoU with a better one is larger.
 _C.MODEL.RPN.NMS_THRESH = 0.7
+_C.within("MODEL.RPN.NMS_THRESH", 0, 1)
 # Proposals with a shorter side are dropped before NMS. Pixels.
 _C.MODEL.RPN.MIN_SIZE = 0.0
+_C.within("MODEL.RPN.MIN_SIZE", 0)
 # Proposals with a lower probability are dropped before NMS. 0 .. 1.
 _C.MODEL.RPN.SCORE_THRESH = 0.0
+_C.within("MODEL.RPN.SCORE_THRESH", 0, 1)
 # Proposals kept of all levels together: in training over all images of one GPU when FPN_POST_NMS_PER_BATCH, else per
 # image; in testing always per image. With FPN_POST_NMS_PER_BATCH, a training that sets no FPN_POST_NMS_TOP_N_TRAIN, in
 # file or command, takes 1000 times the images of one GPU.
 _C.MODEL.RPN.FPN_POST_NMS_TOP_N_TRAIN = 2000
+_C.within("MODEL.RPN.FPN_POST_NMS_TOP_N_TRAIN", 1)
 _C.MODEL.RPN.FPN_POST_NMS_TOP_N_TEST = 2000
+_C.within("MODEL.RPN.FPN_POST_NMS_TOP_N_TEST", 1)
 # True: the images of one GPU compete for the training proposals, so a busy image takes from a quiet one.
 _C.MODEL.RPN.FPN_POST_NMS_PER_BATCH = True
 # Name in the registry of RPN heads.
@@ -251,6 +299,7 @@ _C.MODEL.RPN.NUM_CONVS = 1
 _C.MODEL.RPN.BOX_REG_LOSS = "smooth_l1"
 _C.limit("MODEL.RPN.BOX_REG_LOSS", "smooth_l1", "l1", "iou", "giou", "bounded_iou")
 _C.MODEL.RPN.BOX_REG_LOSS_WEIGHT = 1.0
+_C.within("MODEL.RPN.BOX_REG_LOSS_WEIGHT", 0)
 # Where smooth L1 of the boxes turns from a parabola to a line; 0 is L1, negative as the dialect has it.
 _C.MODEL.RPN.SMOOTH_L1_BETA = -1.0
 
@@ -262,30 +311,40 @@ _C.MODEL.ROI_HEADS = CfgNode()
 _C.MODEL.ROI_HEADS.USE_FPN = False
 # A proposal is positive at this IoU with an object (>=) and background below the other one (<).
 _C.MODEL.ROI_HEADS.FG_IOU_THRESHOLD = 0.5
+_C.within("MODEL.ROI_HEADS.FG_IOU_THRESHOLD", 0, 1)
 _C.MODEL.ROI_HEADS.BG_IOU_THRESHOLD = 0.5
+_C.within("MODEL.ROI_HEADS.BG_IOU_THRESHOLD", 0, 1)
 # A positive proposal that an object overlaps most belongs to that object, even when it overlaps another one more.
 _C.MODEL.ROI_HEADS.MATCH_BEST_PROPOSALS = False
 # Factors of (dx, dy, dw, dh) in the box targets.
 _C.MODEL.ROI_HEADS.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+_C.above("MODEL.ROI_HEADS.BBOX_REG_WEIGHTS", 0, empty=False)
 # Proposals that train, per image, and the largest share of positive ones among them.
 _C.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 512
+_C.within("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 1)
 _C.MODEL.ROI_HEADS.POSITIVE_FRACTION = 0.25
+_C.within("MODEL.ROI_HEADS.POSITIVE_FRACTION", 0, 1)
 # Detections with a lower probability are dropped. 0 .. 1.
 _C.MODEL.ROI_HEADS.SCORE_THRESH = 0.05
+_C.within("MODEL.ROI_HEADS.SCORE_THRESH", 0, 1)
 # A detection is dropped when its IoU with a better one of its class is larger.
 _C.MODEL.ROI_HEADS.NMS = 0.5
+_C.within("MODEL.ROI_HEADS.NMS", 0, 1)
 # Best detections of all classes together, per image.
 _C.MODEL.ROI_HEADS.DETECTIONS_PER_IMG = 100
+_C.within("MODEL.ROI_HEADS.DETECTIONS_PER_IMG", 1)
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Box head
 # ----------------------------------------------------------------------------------------------------------------------
 _C.MODEL.ROI_BOX_HEAD = CfgNode()
-# Names in the registries of box feature extractors and of box predictors.
+# Name in the registry of box feature extractors.
 _C.MODEL.ROI_BOX_HEAD.FEATURE_EXTRACTOR = "ResNet50Conv5ROIFeatureExtractor"
+# Name in the registry of box predictors.
 _C.MODEL.ROI_BOX_HEAD.PREDICTOR = "FastRCNNPredictor"
 # Rows and columns of bins in a pooled region.
 _C.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 14
+_C.within("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 1)
 # Kind of pooling. ROIAlign follows MODEL.DIALECT, ROIAlignV2 is shifted by half a cell, ROIAlignLegacy is faster-rcnn.pytorch's;
 # ROIPool takes maxima, ROICrop samples a grid (ROICropMax: maxima of 2 x 2 samples), DeformPSROIPool learns where its bins lie.
 _C.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "ROIAlign"
@@ -296,10 +355,12 @@ _C.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO = 0
 _C.MODEL.ROI_BOX_HEAD.POOLER_SCALES = (1.0 / 16,)
 # Classes with the background; 0 takes the number from the training data.
 _C.MODEL.ROI_BOX_HEAD.NUM_CLASSES = 81
+_C.within("MODEL.ROI_BOX_HEAD.NUM_CLASSES", 0)
 # What the boxes learn by: "smooth_l1" and "l1" compare codes, "iou", "giou" and "bounded_iou" the boxes that they mean; and its factor.
 _C.MODEL.ROI_BOX_HEAD.BOX_REG_LOSS = "smooth_l1"
 _C.limit("MODEL.ROI_BOX_HEAD.BOX_REG_LOSS", "smooth_l1", "l1", "iou", "giou", "bounded_iou")
 _C.MODEL.ROI_BOX_HEAD.BOX_REG_LOSS_WEIGHT = 1.0
+_C.within("MODEL.ROI_BOX_HEAD.BOX_REG_LOSS_WEIGHT", 0)
 # Where smooth L1 of the boxes turns from a parabola to a line; 0 is L1, negative as the dialect has it.
 _C.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA = -1.0
 # Width of the fully connected layers.
@@ -320,19 +381,23 @@ _C.MODEL.ROI_BOX_CASCADE_HEAD.ENABLED = False
 # Of each head: from which IoU with an object a box is positive, and the factors of (dx, dy, dw, dh) in its targets. These
 # take the place of ROI_HEADS.FG_IOU_THRESHOLD, BG_IOU_THRESHOLD and BBOX_REG_WEIGHTS.
 _C.MODEL.ROI_BOX_CASCADE_HEAD.IOUS = (0.5, 0.6, 0.7)
+_C.within("MODEL.ROI_BOX_CASCADE_HEAD.IOUS", 0, 1, empty=False)
 _C.MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS = [[10.0, 10.0, 5.0, 5.0], [20.0, 20.0, 10.0, 10.0], [30.0, 30.0, 15.0, 15.0]]
 # Factors of the heads' losses, those of their masks included where each has its own.
 _C.MODEL.ROI_BOX_CASCADE_HEAD.LOSS_WEIGHTS = (1.0, 1.0, 1.0)
+_C.within("MODEL.ROI_BOX_CASCADE_HEAD.LOSS_WEIGHTS", 0)
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Mask head
 # ----------------------------------------------------------------------------------------------------------------------
 _C.MODEL.ROI_MASK_HEAD = CfgNode()
-# Names in the registries of mask feature extractors and of mask predictors.
+# Name in the registry of mask feature extractors.
 _C.MODEL.ROI_MASK_HEAD.FEATURE_EXTRACTOR = "ResNet50Conv5ROIFeatureExtractor"
+# Name in the registry of mask predictors.
 _C.MODEL.ROI_MASK_HEAD.PREDICTOR = "MaskRCNNC4Predictor"
 # Rows and columns of bins in a pooled region.
 _C.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION = 14
+_C.within("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 1)
 # Kind of pooling. ROIAlign follows MODEL.DIALECT, ROIAlignV2 is shifted by half a cell, ROIAlignLegacy is faster-rcnn.pytorch's;
 # ROIPool takes maxima, ROICrop samples a grid (ROICropMax: maxima of 2 x 2 samples), DeformPSROIPool learns where its bins lie.
 _C.MODEL.ROI_MASK_HEAD.POOLER_TYPE = "ROIAlign"
@@ -345,8 +410,10 @@ _C.MODEL.ROI_MASK_HEAD.POOLER_SCALES = (1.0 / 16,)
 _C.MODEL.ROI_MASK_HEAD.MLP_HEAD_DIM = 1024
 # Channels of each 3x3 convolution.
 _C.MODEL.ROI_MASK_HEAD.CONV_LAYERS = (256, 256, 256, 256)
-# Rows and columns of a predicted mask.
+# Rows and columns of a predicted mask: twice POOLER_RESOLUTION on an FPN (28 of 14), POOLER_RESOLUTION itself with the features of a C4
+# model. Anything else is an error in training.
 _C.MODEL.ROI_MASK_HEAD.RESOLUTION = 14
+_C.within("MODEL.ROI_MASK_HEAD.RESOLUTION", 1)
 # One mask for whatever class an object has, instead of one a class.
 _C.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK = False
 # Reuse the features of the box head (C4) instead of pooling again.
@@ -366,11 +433,13 @@ _C.limit("MODEL.ROI_MASK_HEAD.NORM", "", "GN", "BN")
 # Keypoint head
 # ----------------------------------------------------------------------------------------------------------------------
 _C.MODEL.ROI_KEYPOINT_HEAD = CfgNode()
-# Names in the registries of keypoint feature extractors and of keypoint predictors.
+# Name in the registry of keypoint feature extractors.
 _C.MODEL.ROI_KEYPOINT_HEAD.FEATURE_EXTRACTOR = "KeypointRCNNFeatureExtractor"
+# Name in the registry of keypoint predictors.
 _C.MODEL.ROI_KEYPOINT_HEAD.PREDICTOR = "KeypointRCNNPredictor"
 # Rows and columns of bins in a pooled region.
 _C.MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION = 14
+_C.within("MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION", 1)
 # Kind of pooling. ROIAlign follows MODEL.DIALECT, ROIAlignV2 is shifted by half a cell, ROIAlignLegacy is faster-rcnn.pytorch's;
 # ROIPool takes maxima, ROICrop samples a grid (ROICropMax: maxima of 2 x 2 samples), DeformPSROIPool learns where its bins lie.
 _C.MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE = "ROIAlign"
@@ -383,10 +452,13 @@ _C.MODEL.ROI_KEYPOINT_HEAD.POOLER_SCALES = (1.0 / 16,)
 _C.MODEL.ROI_KEYPOINT_HEAD.MLP_HEAD_DIM = 1024
 # Channels of each 3x3 convolution.
 _C.MODEL.ROI_KEYPOINT_HEAD.CONV_LAYERS = (512, 512, 512, 512, 512, 512, 512, 512)
-# Rows and columns of a predicted heat map.
+# Rows and columns of a predicted heat map. The shipped head makes 4 times POOLER_RESOLUTION, so write 56 for 14; the original's default
+# does not fit it, and anything else is an error in training.
 _C.MODEL.ROI_KEYPOINT_HEAD.RESOLUTION = 14
+_C.within("MODEL.ROI_KEYPOINT_HEAD.RESOLUTION", 1)
 # Kinds of keypoints of an object, not of objects.
 _C.MODEL.ROI_KEYPOINT_HEAD.NUM_CLASSES = 17
+_C.within("MODEL.ROI_KEYPOINT_HEAD.NUM_CLASSES", 1)
 # Reuse the features of the box head instead of pooling again.
 _C.MODEL.ROI_KEYPOINT_HEAD.SHARE_BOX_FEATURE_EXTRACTOR = True
 
@@ -396,17 +468,22 @@ _C.MODEL.ROI_KEYPOINT_HEAD.SHARE_BOX_FEATURE_EXTRACTOR = True
 _C.MODEL.RETINANET = CfgNode()
 # Classes with the background, although the head has no output for it.
 _C.MODEL.RETINANET.NUM_CLASSES = 81
+_C.within("MODEL.RETINANET.NUM_CLASSES", 0)
 # Side of the square anchors, one value a level. Pixels.
 _C.MODEL.RETINANET.ANCHOR_SIZES = (32, 64, 128, 256, 512)
+_C.above("MODEL.RETINANET.ANCHOR_SIZES", 0, empty=False)
 # Height divided by width; every size comes in each of them.
 _C.MODEL.RETINANET.ASPECT_RATIOS = (0.5, 1.0, 2.0)
+_C.above("MODEL.RETINANET.ASPECT_RATIOS", 0, empty=False)
 # Distance of neighbouring anchors, one value a level. Pixels.
 _C.MODEL.RETINANET.ANCHOR_STRIDES = (8, 16, 32, 64, 128)
+_C.within("MODEL.RETINANET.ANCHOR_STRIDES", 1, empty=False)
 # Kept for the original's files; anchors train wherever they lie, as there. Pixels.
 _C.MODEL.RETINANET.STRADDLE_THRESH = 0
 # Each size comes SCALES_PER_OCTAVE times, evenly spaced in the logarithm up to a factor of OCTAVE.
 _C.MODEL.RETINANET.OCTAVE = 2.0
 _C.MODEL.RETINANET.SCALES_PER_OCTAVE = 3
+_C.within("MODEL.RETINANET.SCALES_PER_OCTAVE", 1)
 # Compute the level P6 from the backbone's C5, or from P5.
 _C.MODEL.RETINANET.USE_C5 = True
 # 3x3 convolutions in each of the two towers, and GroupNorm after each.
@@ -414,23 +491,31 @@ _C.MODEL.RETINANET.NUM_CONVS = 4
 _C.MODEL.RETINANET.USE_GN = False
 # The box loss is divided by this; and the width of the quadratic part of its smooth L1.
 _C.MODEL.RETINANET.BBOX_REG_WEIGHT = 4.0
+_C.above("MODEL.RETINANET.BBOX_REG_WEIGHT", 0)
 _C.MODEL.RETINANET.BBOX_REG_BETA = 0.11
 # What the boxes learn by, as RPN.BOX_REG_LOSS has it.
 _C.MODEL.RETINANET.BOX_REG_LOSS = "smooth_l1"
 _C.limit("MODEL.RETINANET.BOX_REG_LOSS", "smooth_l1", "l1", "iou", "giou", "bounded_iou")
 # Best candidates that enter NMS, per image and level.
 _C.MODEL.RETINANET.PRE_NMS_TOP_N = 1000
+_C.within("MODEL.RETINANET.PRE_NMS_TOP_N", 1)
 # Positive at this IoU with an object (>=), negative below the other one (<).
 _C.MODEL.RETINANET.FG_IOU_THRESHOLD = 0.5
+_C.within("MODEL.RETINANET.FG_IOU_THRESHOLD", 0, 1)
 _C.MODEL.RETINANET.BG_IOU_THRESHOLD = 0.4
+_C.within("MODEL.RETINANET.BG_IOU_THRESHOLD", 0, 1)
 # The focal loss: weight of positives, and exponent that quietens easy anchors.
 _C.MODEL.RETINANET.LOSS_ALPHA = 0.25
+_C.within("MODEL.RETINANET.LOSS_ALPHA", 0, 1)
 _C.MODEL.RETINANET.LOSS_GAMMA = 2.0
+_C.within("MODEL.RETINANET.LOSS_GAMMA", 0)
 # Probability of an object with which the classifier's bias starts.
 _C.MODEL.RETINANET.PRIOR_PROB = 0.01
 # Detections with a lower probability are dropped before NMS, and NMS drops above this IoU.
 _C.MODEL.RETINANET.INFERENCE_TH = 0.05
+_C.within("MODEL.RETINANET.INFERENCE_TH", 0, 1)
 _C.MODEL.RETINANET.NMS_TH = 0.4
+_C.within("MODEL.RETINANET.NMS_TH", 0, 1)
 
 # ----------------------------------------------------------------------------------------------------------------------
 # FBNet
@@ -468,7 +553,9 @@ _C.MODEL.FBNET.RPN_BN_TYPE = ""
 _C.SOLVER = CfgNode()
 # Length of the training in iterations. MAX_EPOCHS > 0 replaces it by passes over the data and moves STEPS in proportion.
 _C.SOLVER.MAX_ITER = 40000
+_C.within("SOLVER.MAX_ITER", 0)
 _C.SOLVER.MAX_EPOCHS = 0.0
+_C.within("SOLVER.MAX_EPOCHS", 0)
 # "sgd", "adamw", or NVIDIA apex's fused SGD where apex is installed.
 _C.SOLVER.OPTIMIZER = "sgd"
 _C.limit("SOLVER.OPTIMIZER", "sgd", "adamw", "apex_fused_sgd")
@@ -479,30 +566,40 @@ _C.limit("SOLVER.CUDA_GRAPH", False, True, "auto")
 # Learning rate after the warm-up, for a step of IMS_PER_BATCH images; biases take it times BIAS_LR_FACTOR.
 _C.SOLVER.BASE_LR = 0.001
 _C.SOLVER.BIAS_LR_FACTOR = 2.0
+_C.within("SOLVER.BIAS_LR_FACTOR", 0)
 # Share of the last step's direction that a step of SGD keeps.
 _C.SOLVER.MOMENTUM = 0.9
+_C.within("SOLVER.MOMENTUM", 0, 1)
 # Pull of weights, and of biases, towards 0: added to the gradient as this times the value.
 _C.SOLVER.WEIGHT_DECAY = 0.0005
+_C.within("SOLVER.WEIGHT_DECAY", 0)
 _C.SOLVER.WEIGHT_DECAY_BIAS = 0.0
+_C.within("SOLVER.WEIGHT_DECAY_BIAS", 0)
 # The same for both parameters of norms; negative: as for others of their name.
 _C.SOLVER.WEIGHT_DECAY_NORM = -1.0
 # "multistep" multiplies the learning rate by GAMMA at each of STEPS (iterations); "cosine" brings it down to 0.
 _C.SOLVER.LR_SCHEDULE = "multistep"
 _C.limit("SOLVER.LR_SCHEDULE", "multistep", "cosine")
 _C.SOLVER.GAMMA = 0.1
+_C.within("SOLVER.GAMMA", 0)
 _C.SOLVER.STEPS = (30000,)
 # Instead of iterations, a number of epochs: "8e".
 _C.allow_epochs("SOLVER.STEPS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.TEST_PERIOD")
 # The first WARMUP_ITERS iterations start at BASE_LR times WARMUP_FACTOR: rising in a line, or staying there.
 _C.SOLVER.WARMUP_FACTOR = 1.0 / 3
+_C.within("SOLVER.WARMUP_FACTOR", 0)
 _C.SOLVER.WARMUP_ITERS = 500
+_C.within("SOLVER.WARMUP_ITERS", 0)
 _C.SOLVER.WARMUP_METHOD = "linear"
 _C.limit("SOLVER.WARMUP_METHOD", "linear", "constant")
 # A checkpoint every so many iterations; of these the last KEEP_LAST stay (0: all). Best and last always stay.
 _C.SOLVER.CHECKPOINT_PERIOD = 2500
+_C.within("SOLVER.CHECKPOINT_PERIOD", 1)
 _C.SOLVER.KEEP_LAST = 3
+_C.within("SOLVER.KEEP_LAST", 0)
 # Test every so many iterations; 0 tests only at the end.
 _C.SOLVER.TEST_PERIOD = 0
+_C.within("SOLVER.TEST_PERIOD", 0)
 # Images per optimizer step, over all GPUs and all ACCUMULATE parts.
 _C.SOLVER.IMS_PER_BATCH = 16
 # Backward passes per optimizer step; each takes IMS_PER_BATCH / ACCUMULATE images over all GPUs.
@@ -512,15 +609,20 @@ _C.SOLVER.ACCUMULATE = 1
 _C.SOLVER.AUTO_SCALE = True
 # Images per step, over all GPUs, that the schedule is meant for; 0: the IMS_PER_BATCH of the config file.
 _C.SOLVER.REFERENCE_IMS_PER_BATCH = 0
+_C.within("SOLVER.REFERENCE_IMS_PER_BATCH", 0)
 # Largest L2 norm of the whole gradient; 0 does not clip.
 _C.SOLVER.CLIP_GRADIENTS = 0.0
+_C.within("SOLVER.CLIP_GRADIENTS", 0)
 # The metric that decides which checkpoint is best, and how many tests in a row may bring no better one (0: no limit).
 _C.SOLVER.BEST_METRIC = "bbox/AP"
 _C.SOLVER.PATIENCE = 0
+_C.within("SOLVER.PATIENCE", 0)
 # Decay per step of an averaged copy of the weights, e.g. 0.9998; tests and best checkpoint use it. 0: no copy.
 _C.SOLVER.EMA = 0.0
+_C.within("SOLVER.EMA", 0, 1)
 # A line of the log every so many iterations.
 _C.SOLVER.LOG_PERIOD = 20
+_C.within("SOLVER.LOG_PERIOD", 1)
 # Show the numbers, and at each test some detections beside the ground truth, in TensorBoard: OUTPUT_DIR/tensorboard.
 _C.SOLVER.TENSORBOARD = False
 
@@ -530,10 +632,13 @@ _C.SOLVER.TENSORBOARD = False
 _C.TEST = CfgNode()
 # Numbers that the results are compared with at the end: [[task, metric, mean, standard deviation], ...].
 _C.TEST.EXPECTED_RESULTS = []
+_C.example("TEST.EXPECTED_RESULTS", [["bbox", "AP", 0.38, 0.01]])
 # How many standard deviations a result may be away.
 _C.TEST.EXPECTED_RESULTS_SIGMA_TOL = 4.0
+_C.within("TEST.EXPECTED_RESULTS_SIGMA_TOL", 0)
 # Images per batch, over all GPUs.
 _C.TEST.IMS_PER_BATCH = 8
+_C.within("TEST.IMS_PER_BATCH", 1)
 # Measure the losses on the data of each test too (val/loss and its parts); they need a second pass over the images.
 _C.TEST.LOSSES = False
 # The same as SOLVER.CUDA_GRAPH for testing.
@@ -541,27 +646,35 @@ _C.TEST.CUDA_GRAPH = False
 _C.limit("TEST.CUDA_GRAPH", False, True, "auto")
 # Best detections that are evaluated, per image.
 _C.TEST.DETECTIONS_PER_IMG = 100
+_C.within("TEST.DETECTIONS_PER_IMG", 1)
 # Who computes COCO's numbers: "auto" takes hotcoco when it passes a short self-test, else pycocotools.
 _C.TEST.EVALUATOR = "auto"
 _C.limit("TEST.EVALUATOR", "auto", "hotcoco", "pycocotools")
 # IoU above which a detection goes when a better one, of whatever class, covers it; 0: only those of one class compete.
 _C.TEST.CLASS_AGNOSTIC_NMS = 0.0
+_C.within("TEST.CLASS_AGNOSTIC_NMS", 0, 1)
 # Detections that score above other numbers than MODEL.ROI_HEADS.SCORE_THRESH (or RETINANET.INFERENCE_TH), by the names of their
 # classes: [["person", 0.3], ["traffic light", 0.6]].
 _C.TEST.CLASS_SCORE_THRESH = []
+_C.example("TEST.CLASS_SCORE_THRESH", [["person", 0.3]])
 _C.TEST.SOFT_NMS = CfgNode()
 # Instead of dropping boxes that overlap a better one of their class, lower their scores: "linear" times 1 - IoU above the IoU that
 # MODEL.ROI_HEADS.NMS (or RETINANET.NMS_TH) names, "gaussian" times exp(-IoU^2 / SIGMA). "" drops them.
 _C.TEST.SOFT_NMS.METHOD = ""
 _C.limit("TEST.SOFT_NMS.METHOD", "", "linear", "gaussian")
+# SIGMA of "gaussian": the larger, the less it lowers scores.
 _C.TEST.SOFT_NMS.SIGMA = 0.5
+_C.above("TEST.SOFT_NMS.SIGMA", 0)
 # Boxes whose score falls to this or below are dropped.
 _C.TEST.SOFT_NMS.MIN_SCORE = 0.001
+_C.within("TEST.SOFT_NMS.MIN_SCORE", 0, 1)
 # Draw the confusion matrix and precision over recall, as PNG files beside the results.
 _C.TEST.PICTURES = False
 # Least score of a detection, and least IoU with an object, that count in the confusion matrix.
 _C.TEST.CONFUSION_SCORE = 0.5
+_C.within("TEST.CONFUSION_SCORE", 0, 1)
 _C.TEST.CONFUSION_IOU = 0.5
+_C.within("TEST.CONFUSION_IOU", 0, 1)
 
 _C.TEST.BBOX_AUG = CfgNode()
 # Test on several versions of each image and join their boxes: mirrored, at other lengths of the shorter side (pixels),
@@ -569,7 +682,10 @@ _C.TEST.BBOX_AUG = CfgNode()
 _C.TEST.BBOX_AUG.ENABLED = False
 _C.TEST.BBOX_AUG.H_FLIP = False
 _C.TEST.BBOX_AUG.SCALES = ()
+_C.within("TEST.BBOX_AUG.SCALES", 1)
+_C.example("TEST.BBOX_AUG.SCALES", (400, 1200))
 _C.TEST.BBOX_AUG.MAX_SIZE = 4000
+_C.within("TEST.BBOX_AUG.MAX_SIZE", 1)
 _C.TEST.BBOX_AUG.SCALE_H_FLIP = False
 
 # ----------------------------------------------------------------------------------------------------------------------

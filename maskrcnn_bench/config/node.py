@@ -6,17 +6,42 @@ import os
 import re
 from ast import literal_eval
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from math import inf
+from typing import Any, NamedTuple
 
 from yacs.config import CfgNode as YacsNode
 
 from .yaml_files import nearest, read_chain
 
 _ALTERNATIVES = "_alternatives"
+_RANGES = "_ranges"
+_EXAMPLES = "_examples"
 _EPOCHS = "_epochs"
 _IN_EPOCHS = re.compile(r"\d+(\.\d+)?e")
 _KEY_EQUALS_VALUE = re.compile(r"([A-Za-z_][\w.]*)=(.*)", re.DOTALL)
 _KIND_NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", tuple: "a list", list: "a list"}
+
+
+class _Range(NamedTuple):
+    """Numbers from `low`, itself left out when `beyond`, to `high`."""
+
+    low: float
+    high: float
+    beyond: bool
+    empty: bool
+
+    def __str__(self) -> str:
+        if self.beyond:
+            return f"more than {self.low}"
+        return f"{self.low} or more" if self.high == inf else f"a number from {self.low} to {self.high}"
+
+    def check(self, value: Any, key: str, source: str) -> None:
+        several = isinstance(value, (tuple, list))
+        if several and not value and not self.empty:
+            raise ValueError(f"{source}: {key} expects at least one number, each {self}, got {value!r}")
+        for number in _flatten(value if several else (value,)):
+            if not (self.low <= number <= self.high) or (self.beyond and number == self.low):
+                raise ValueError(f"{source}: {key} expects {self}, got {number!r}" + f" in {value!r}" * several)
 
 
 class CfgNode(YacsNode):
@@ -25,6 +50,18 @@ class CfgNode(YacsNode):
     def limit(self, key: str, *alternatives: Any) -> None:
         """Declares the only values that `key` may take."""
         self.__dict__.setdefault(_ALTERNATIVES, {})[key] = alternatives
+
+    def within(self, key: str, low: float, high: float = inf, *, empty: bool = True) -> None:
+        """Declares the smallest and the largest number that `key`, or each element of it, may be, and whether a list may be empty."""
+        self.__dict__.setdefault(_RANGES, {})[key] = _Range(low, high, False, empty)
+
+    def above(self, key: str, low: float, *, empty: bool = True) -> None:
+        """Declares the number that `key`, or each element of it, has to exceed, and whether a list may be empty."""
+        self.__dict__.setdefault(_RANGES, {})[key] = _Range(low, inf, True, empty)
+
+    def example(self, key: str, value: Sequence) -> None:
+        """Declares what an element of a list looks like whose default is empty."""
+        self.__dict__.setdefault(_EXAMPLES, {})[key] = value
 
     def allow_epochs(self, *keys: str) -> None:
         """Lets a number of iterations, or each one of a list, be said in epochs too: "8e"."""
@@ -70,7 +107,10 @@ class CfgNode(YacsNode):
             if (value := _in_epochs(raw, isinstance(old, (tuple, list)))) is not None:
                 return section, name, value
             old = 0 if isinstance(old, str) else old
-        return section, name, _as_kind_of(old, raw, key, source)
+        value = _as_kind_of(old, raw, key, source, self.__dict__.get(_EXAMPLES, {}).get(key))
+        if (numbers := self.__dict__.get(_RANGES, {}).get(key)) is not None:
+            numbers.check(value, key, source)
+        return section, name, value
 
     def _find(self, key: str, source: str) -> tuple[CfgNode, str]:
         """The section that holds `key`, and the key's last word."""
@@ -141,7 +181,7 @@ def _in_epochs(raw: Any, several: bool) -> Any:
     return tuple(elements) if several else value
 
 
-def _as_kind_of(old: Any, raw: Any, key: str, source: str) -> Any:
+def _as_kind_of(old: Any, raw: Any, key: str, source: str, example: Sequence | None = None) -> Any:
     value = _decode(raw)
     kind = type(old)
     if kind is str:
@@ -151,22 +191,26 @@ def _as_kind_of(old: Any, raw: Any, key: str, source: str) -> Any:
         value = float(value)
     elif kind in (tuple, list) and isinstance(value, (tuple, list)):
         value = kind(value)
-        _check_elements(old, value, key, source)
+        _check_elements(old if example is None else example, value, key, source)
     if old is not None and type(value) is not kind:
-        raise ValueError(f"{source}: {key} expects {_KIND_NAMES[kind]} such as {_example(old)}, got {raw!r}")
+        raise ValueError(f"{source}: {key} expects {_KIND_NAMES[kind]} such as {_example(old, example)}, got {raw!r}")
     return value
 
 
-def _example(old: Any) -> str:
-    return "\"('name',)\"" if old in ((), []) else repr(old)
+def _example(old: Any, example: Sequence | None) -> str:
+    if example is not None or old == ():
+        # In quotes, since shells take brackets for their own.
+        return f'"{example or ("name",)!r}"'
+    return repr(old)
 
 
-def _check_elements(old: Sequence, value: Sequence, key: str, source: str) -> None:
-    """All elements must be numbers (or texts, or flags) as in the default; an empty default allows anything."""
-    wanted = {_family(x) for x in _flatten(old)}
+def _check_elements(like: Sequence, value: Sequence, key: str, source: str) -> None:
+    """All elements must be numbers (or texts, or flags) as in the default or example; an empty one allows anything."""
+    wanted = {_family(x) for x in _flatten(like)}
     for element in _flatten(value):
         if wanted and _family(element) not in wanted:
-            raise ValueError(f"{source}: {key} expects a list of {wanted.pop()}s such as {old!r}, got {element!r} in {value!r}")
+            kinds = " and ".join(sorted(f"{family}s" for family in wanted))
+            raise ValueError(f"{source}: {key} expects a list of {kinds} such as {like!r}, got {element!r} in {value!r}")
 
 
 def _flatten(values: Sequence) -> Iterator[Any]:
@@ -180,6 +224,8 @@ def _flatten(values: Sequence) -> Iterator[Any]:
 def _family(value: Any) -> str:
     if isinstance(value, bool):
         return "flag"
+    if isinstance(value, str):
+        return "text"
     return "number" if isinstance(value, (int, float)) else type(value).__name__
 
 

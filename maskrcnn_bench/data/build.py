@@ -322,10 +322,8 @@ def _dataset_repeats(cfg, dataset: Dataset) -> np.ndarray:
     """How often the images of each of several data sets occur in an epoch. [len(dataset)]"""
     parts = dataset.datasets if isinstance(dataset, ConcatDataset) else [dataset]
     repeats = cfg.DATALOADER.DATASET_REPEATS or (1.0,) * len(parts)
-    if len(repeats) != len(parts) or min(repeats) <= 0:
-        raise ValueError(
-            f"DATALOADER.DATASET_REPEATS: expected {len(parts)} positive numbers, one a data set of DATASETS.TRAIN, got {repeats}"
-        )
+    if len(repeats) != len(parts):
+        raise ValueError(f"DATALOADER.DATASET_REPEATS: expected one number for each of {len(parts)} data set(s), got {repeats}")
     return np.repeat(np.array(repeats, dtype=np.float64), [len(part) for part in parts])
 
 

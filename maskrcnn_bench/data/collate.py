@@ -54,12 +54,20 @@ class TransformedDataset(Dataset):
         image, target = self._read(index)
         if self.proposals is not None:
             target.add_field("proposals", self.proposals[index])
-        image, target = self.transforms(image, target, random)
+        image, target = self._transform(index, image, target, random)
         other = None if self.paste is None else self.paste.partner(len(self), random)
         if other is not None:
-            others = self.transforms(*self._read(other), CounterRandom(counter_key(key, 0, other)))
+            others = self._transform(other, *self._read(other), CounterRandom(counter_key(key, 0, other)))
             image, target = self.paste(image, target, *others, random)
         return image, target, index, key
+
+    def _transform(self, index: int, image: Any, target: BoxList, random: CounterRandom) -> tuple[Any, BoxList]:
+        try:
+            return self.transforms(image, target, random)
+        except ValueError as error:
+            # Data sets of users need not know files.
+            path = self.dataset.image_path(index) if hasattr(self.dataset, "image_path") else f"image {index} of the data set"
+            raise ValueError(f"{path}: {error}") from error
 
     def _read(self, index: int) -> tuple[Any, BoxList]:
         if index not in self._cached:

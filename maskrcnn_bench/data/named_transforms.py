@@ -111,9 +111,9 @@ class NamedTransform:
         """Transformed pixels as an image of the kind that came in. pixels: [C, H, W]"""
         before = _tensor(image)
         if not isinstance(pixels, Tensor) or (pixels.dtype, pixels.shape[0]) != (before.dtype, before.shape[0]):
-            got = f"{pixels.shape[0]} channels of {pixels.dtype}" if isinstance(pixels, Tensor) else type(pixels).__name__
-            kept = f"{before.shape[0]} channels of {before.dtype}"
-            raise ValueError(f"{KEY}: {self.text} makes {got} of {kept}, but it must keep them: images are normalised later, by PIXEL_MEAN")
+            got = f"{pixels.dtype} [{pixels.shape[0]}, H, W]" if isinstance(pixels, Tensor) else type(pixels).__name__
+            kept = f"{before.dtype} [{before.shape[0]}, H, W]"
+            raise ValueError(f"{KEY}: {self.text} makes {got} of {kept}, but it must keep that: images are normalised later, by PIXEL_MEAN")
         array = pixels.as_subclass(Tensor).permute(1, 2, 0).contiguous().numpy()
         if isinstance(image, ChannelImage):
             return ChannelImage(array.clip(0, np.iinfo(image.pixels.dtype).max).astype(image.pixels.dtype))

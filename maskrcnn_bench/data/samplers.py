@@ -127,6 +127,11 @@ class GroupedBatchSampler(Sampler):
         members = self.group_ids == group
         return int(members.sum()) if self.repeats is None else math.ceil(self.repeats[members].sum() - 1e-9)
 
+    @property
+    def epoch_length(self) -> int:
+        """How many images an epoch has, repeated ones counted as often as they occur."""
+        return sum(self._length(group) for group in np.unique(self.group_ids))
+
     def batches(self, epoch: int = 0) -> list[list[int]]:
         """All batches of an epoch, as indices of the data set."""
         entries = self._entries(epoch)

@@ -4,12 +4,111 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from .files import write_atomically
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .images import Found
+
+VISIBLE = 2
+"""COCO's word for a point that is seen; a model does not tell hidden ones apart."""
+CORRECTED = "is there already and may have somebody's corrections"
 
 
-def coco_annotations(images: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], class_names: Sequence[str], folder: str) -> str:
+# ------------------------------------------------------------------------------------------------------- places
+
+
+def require_folder(option: str, folder: str) -> None:
+    """Raises NotADirectoryError where a folder cannot be made because a file is in its place or above it."""
+    wrong = next((one for one in (Path(folder), *Path(folder).parents) if one.exists() and not one.is_dir()), None)
+    if wrong is not None:
+        raise NotADirectoryError(f"{option}: expected a folder, but {wrong} is a file; name another folder")
+
+
+def require_new_file(option: str, path: str) -> None:
+    """Raises OSError when a file that is to be written is there, or cannot be made; "" stands for none."""
+    if not path:
+        return
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{option}: expected a file, such as {Path(path, 'instances_train.json')}, but {path} is a folder")
+    if os.path.exists(path):
+        raise FileExistsError(f"{option}: {path} {CORRECTED}; name another file")
+    require_folder(option, os.path.dirname(path))
+
+
+def labelme_paths(images: Sequence[tuple[int, Found]], folder: str) -> dict[int, str]:
+    """LabelMe's file for each image: beside it where it is in `folder`, else in `folder`, with the folders of its name.
+
+    Args:
+        images: with their place in the list of all files.
+        folder: "" asks for no files.
+    Returns:
+        Paths, by `id` of the image.
+    Raises:
+        OSError: when one is there already, or cannot be made.
+        ValueError: when two images would have the same one.
+    """
+    paths: dict[int, str] = {}
+    owners: dict[str, str] = {}
+    if not folder:
+        return paths
+    require_folder("--labelme", folder)
+    for index, found in images:
+        path = _labelme_path(found, folder)
+        # File systems may take upper and lower case for the same.
+        other = owners.setdefault(os.path.abspath(path).lower(), found.path)
+        if other != found.path:
+            raise ValueError(f"--labelme: {other} and {found.path} would both have {path}; rename one, or take two runs and two folders")
+        if os.path.exists(path):
+            raise FileExistsError(f"--labelme: {path} {CORRECTED}; name another folder")
+        paths[index + 1] = path
+    for place in {os.path.dirname(path) for path in paths.values()}:
+        require_folder("--labelme", place)
+    return paths
+
+
+def _labelme_path(found: Found, folder: str) -> str:
+    inside = Path(os.path.abspath(found.path)).is_relative_to(os.path.abspath(folder))
+    return str(Path(found.path if inside else os.path.join(folder, found.name)).with_suffix(".json"))
+
+
+def write_annotations(
+    path: str, images: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], class_names: Sequence[str], num_keypoints: int
+) -> None:
+    """Writes a COCO file, with the arguments of `coco_annotations`."""
+    text = coco_annotations(images, rows, class_names, os.path.dirname(path), num_keypoints)
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_labelme(paths: Mapping[int, str], images: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> None:
+    """Writes LabelMe's file of each image that was read, where `labelme_paths` says."""
+    of_image: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        of_image.setdefault(row["image_id"], []).append(row)
+    for image in images:
+        path = paths[image["id"]]
+        text = labelme_annotations(image, of_image.get(image["id"], []), os.path.dirname(path))
+        write_atomically(path, lambda file, text=text: file.write(text.encode()))
+
+
+def point_names(count: int) -> list[str]:
+    """Names for the keypoints of an object: those of COCO's persons where there are as many."""
+    from ..structures.keypoint import PersonKeypoints
+
+    return list(PersonKeypoints.NAMES) if count == len(PersonKeypoints.NAMES) else [f"point_{k}" for k in range(count)]
+
+
+# ------------------------------------------------------------------------------------------------------- COCO
+
+
+def coco_annotations(
+    images: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], class_names: Sequence[str], folder: str, num_keypoints: int = 0
+) -> str:
     """The text of a COCO file.
 
     Args:
@@ -17,6 +116,7 @@ def coco_annotations(images: Sequence[dict[str, Any]], rows: Sequence[dict[str, 
         rows: detections in the form of COCO's results; those of other images are left out.
         class_names: by label, background first.
         folder: where the file will be; paths of images are relative to it.
+        num_keypoints: of an object of the model; 0 without.
     """
     listed = [
         {"id": one["id"], "file_name": _relative(one["path"], folder), "width": one["width"], "height": one["height"]} for one in images
@@ -24,12 +124,22 @@ def coco_annotations(images: Sequence[dict[str, Any]], rows: Sequence[dict[str, 
     known = {image["id"] for image in listed}
     mine = [row for row in rows if row["image_id"] in known]
     annotations = [_annotation(row, number) for number, row in enumerate(mine, start=1)]
-    categories = [{"id": label, "name": name} for label, name in enumerate(class_names) if label]
+    points = _points_of_category(num_keypoints) if num_keypoints else {}
+    categories = [{"id": label, "name": name} | points for label, name in enumerate(class_names) if label]
     return json.dumps({"images": listed, "annotations": annotations, "categories": categories}, ensure_ascii=False)
 
 
+def _points_of_category(count: int) -> dict[str, Any]:
+    from ..structures.keypoint import PersonKeypoints
+    from .draw import PERSON_SKELETON
+
+    # COCO counts points from 1.
+    skeleton = [[a + 1, b + 1] for a, b in PERSON_SKELETON] if count == len(PersonKeypoints.NAMES) else []
+    return {"keypoints": point_names(count), "skeleton": skeleton}
+
+
 def _relative(path: str, folder: str) -> str:
-    return Path(os.path.relpath(path, folder)).as_posix()
+    return Path(os.path.relpath(path, folder or ".")).as_posix()
 
 
 def _annotation(row: dict[str, Any], number: int) -> dict[str, Any]:
@@ -41,12 +151,17 @@ def _annotation(row: dict[str, Any], number: int) -> dict[str, Any]:
 
         out["area"] = float(coco_mask.area(row["segmentation"]))
     if "keypoints" in row:
-        out["num_keypoints"] = sum(value > 0 for value in row["keypoints"][2::3])
+        # Results have the points' scores there.
+        out["keypoints"] = [VISIBLE if k % 3 == 2 else value for k, value in enumerate(row["keypoints"])]
+        out["num_keypoints"] = len(row["keypoints"]) // 3
     return out
 
 
+# ------------------------------------------------------------------------------------------------------- LabelMe
+
+
 def labelme_annotations(image: dict[str, Any], rows: Sequence[dict[str, Any]], folder: str) -> str:
-    """The text of LabelMe's file of one image: polygons, or rectangles where there are no masks.
+    """The text of LabelMe's file of one image: polygons, or rectangles where there are no masks, and keypoints as points.
 
     Args:
         image: `path`, `width` and `height`.
@@ -59,15 +174,50 @@ def labelme_annotations(image: dict[str, Any], rows: Sequence[dict[str, Any]], f
 
 
 def _shapes(row: dict[str, Any], number: int) -> list[dict[str, Any]]:
-    """A detection as shapes; those of an object in several parts have its number as their group."""
+    """A detection as shapes; those of an object of several have its number as their group."""
     x, y, width, height = row["bbox"]
-    rings, kind = [[[x, y], [x + width, y + height]]], "rectangle"
+    outlines, kind = [[[x, y], [x + width, y + height]]], "rectangle"
     if "segmentation" in row:
-        from ..structures.segmentation_mask import SegmentationMask
+        outlines, kind = _polygons(row["segmentation"]), "polygon"
+    values = row.get("keypoints", [])
+    points = dict(zip(point_names(len(values) // 3), zip(values[::3], values[1::3]))) if outlines else {}
+    group = number if len(outlines) + len(points) > 1 else None
+    common = {"group_id": group, "flags": {}, "description": f"score {row['score']:.3f}"}
+    shapes = [common | {"label": row["category_name"], "shape_type": kind, "points": outline} for outline in outlines]
+    return shapes + [common | {"label": name, "shape_type": "point", "points": [list(point)]} for name, point in points.items()]
 
-        size = tuple(reversed(row["segmentation"]["size"]))
-        polygons = SegmentationMask([row["segmentation"]], size, mode="poly").instances[0].rings
-        rings, kind = [ring.tolist() for ring in polygons if len(ring) >= 3], "polygon"
-    group = number if len(rings) > 1 else None
-    common = {"label": row["category_name"], "group_id": group, "shape_type": kind, "flags": {}, "description": f"score {row['score']:.3f}"}
-    return [common | {"points": points} for points in rings]
+
+def _polygons(mask: dict[str, Any]) -> list[list[list[float]]]:
+    """The outlines of run lengths, pixels. A hole is joined to the outline around it by a cut of no width, so that it stays one."""
+    import numpy as np
+
+    from ..structures.mask_outline import decode_crop, outline, signed_area
+
+    x0, y0, pixels = decode_crop(mask)
+    rings = [ring.astype(np.float64) for ring in outline(pixels)]
+    outer = sorted((ring for ring in rings if signed_area(ring) > 0), key=signed_area)
+    joined = list(outer)
+    for hole in (ring for ring in rings if signed_area(ring) < 0):
+        around = next(k for k, ring in enumerate(outer) if _encloses(ring, hole))
+        joined[around] = _cut_open(joined[around], hole)
+    return [(ring + (x0, y0)).tolist() for ring in joined]
+
+
+def _encloses(ring: np.ndarray, hole: np.ndarray) -> bool:
+    """Whether a ring along pixel edges has a hole in it. Both: corners, xy. [n, 2]"""
+    import numpy as np
+
+    # The pixel at the upper end of the hole's left edge belongs to the hole.
+    x, y = min(hole.tolist())
+    ends = np.roll(ring[:, 1], -1)
+    passed = (ring[:, 0] <= x) & ((ring[:, 1] <= y) != (ends <= y))
+    return bool(passed.sum() % 2)
+
+
+def _cut_open(ring: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    """A ring that goes over to a hole where both are nearest, around it, and back the same way. Both: corners, xy. [n, 2]"""
+    import numpy as np
+
+    distances = np.square(ring[:, None] - hole[None]).sum(axis=2)
+    here, there = np.unravel_index(distances.argmin(), distances.shape)
+    return np.concatenate([ring[: here + 1], hole[there:], hole[: there + 1], ring[here:]])

@@ -16,6 +16,13 @@ def share(text: str) -> float:
     return value
 
 
+def share_below_one(text: str) -> float:
+    """A number from 0 to below 1."""
+    if share(text) == 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to below 1, got {text}")
+    return share(text)
+
+
 def count(text: str) -> int:
     """A whole number from 1 on."""
     if not text.isdecimal() or int(text) < 1:

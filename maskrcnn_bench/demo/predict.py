@@ -10,13 +10,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..config import get_defaults
-from .export import coco_annotations, labelme_annotations
-from .options import count, share
+from .export import labelme_paths, require_folder, require_new_file, write_annotations, write_labelme
+from .files import overlay_paths, save_picture, write_atomically
+from .options import count, share, share_below_one
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,10 +30,11 @@ WEIGHTS = "a trained model: a file, an address, or the output folder of a traini
 RESULTS = "predictions.json"
 TABLE = "predictions.csv"
 _COLUMNS = ("image_id", "file_name", "frame", "seconds", "category_id", "category_name", "score", "x", "y", "width", "height")
-_LARGEST_JPEG = 65500
 _READABLE_SIDE = 384
 """Shorter side below which pictures are enlarged, since names in them could not be read, pixels."""
 _MOST_ENLARGED = 4
+OVERLAP = 0.2
+"""Of tiles."""
 
 
 def predict_main(argv: Sequence[str] | None = None) -> int:
@@ -80,14 +81,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--csv", action="store_true", help="write predictions.csv as well: a line for each object, without masks")
     annotations = "write what was found in images as a COCO data set too, to correct it or to train on it: photos/instances_train.json"
     parser.add_argument("--annotations", default="", metavar="FILE", help=annotations)
-    labelme = "write a file of LabelMe for each image too, NAME.json; beside the images, `--data` and LabelMe find both"
+    labelme = "write a file of LabelMe for each image too, NAME.json; in the images' own folder, `--data` and LabelMe find both"
     parser.add_argument("--labelme", default="", metavar="FOLDER", help=labelme)
     score = "least score of what is drawn and written, 0 to 1; %(default)s"
     parser.add_argument("--score", type=share, default=0.5, metavar="S", help=score)
     tile = "look at images larger than N pixels in tiles of that side as well: for small objects in large images"
     parser.add_argument("--tile", type=count, default=0, metavar="N", help=tile)
-    overlap = "share of a tile that its neighbour sees as well, 0 to 1; %(default)s"
-    parser.add_argument("--overlap", type=share, default=0.2, metavar="S", help=overlap)
+    overlap = f"with --tile: share of a tile that its neighbour sees as well, from 0 to below 1; {OVERLAP}"
+    parser.add_argument("--overlap", type=share_below_one, metavar="S", help=overlap)
     parser.add_argument("--batch-size", type=count, default=4, metavar="N", help="images at once; %(default)s")
     return parser
 
@@ -107,6 +108,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("expected at least one image, folder or pattern")
     if not args.weights:
         parser.error(f"--weights is missing: {WEIGHTS}. `maskrcnn-bench demo` makes one in minutes: --weights output/demo")
+    if args.overlap is not None and not args.tile:
+        parser.error("--overlap is that of tiles; give their side as well, such as --tile 1024")
     return args
 
 
@@ -127,16 +130,19 @@ def _predict(args: argparse.Namespace) -> int:
     found = images.find_images(args.images, images.SUFFIXES + video.SUFFIXES)
     photos = [(index, one) for index, one in enumerate(found) if not video.is_video(one.path)]
     videos = [(index, one) for index, one in enumerate(found) if video.is_video(one.path)]
+    # A place that cannot be written to is an error before the work.
+    require_folder("--output", args.output)
+    require_new_file("--annotations", args.annotations)
+    labelme = labelme_paths(photos, args.labelme)
     if videos:
         video.pyav()
-    demo = COCODemo.from_weights(args.weights, args.config_file, args.opts, args.score, tile=args.tile, overlap=args.overlap)
+    overlap = OVERLAP if args.overlap is None else args.overlap
+    demo = COCODemo.from_weights(args.weights, args.config_file, args.opts, args.score, tile=args.tile, overlap=overlap)
     if videos:
         demo.require_colours("a video")
     results = Results(demo, overlay_paths(found, None if args.beside else args.output))
-    # A place that cannot be written to is an error before the work.
     os.makedirs(args.output, exist_ok=True)
-    beside_annotations = os.path.dirname(os.path.abspath(args.annotations or args.output))
-    os.makedirs(beside_annotations, exist_ok=True)
+    os.makedirs(os.path.dirname(args.annotations) or ".", exist_ok=True)
     begin = time.perf_counter()
     with _Progress(len(photos)) as progress:
         for start in range(0, len(photos), args.batch_size):
@@ -146,11 +152,10 @@ def _predict(args: argparse.Namespace) -> int:
     seconds = time.perf_counter() - begin
     numbers = _write_numbers(results.rows, args.output, args.csv)
     if args.annotations:
-        text = coco_annotations(results.images, results.rows, demo.CATEGORIES, beside_annotations)
-        write_atomically(args.annotations, lambda file: file.write(text.encode()))
+        write_annotations(args.annotations, results.images, results.rows, demo.CATEGORIES, demo.num_keypoints)
         numbers += f", annotations in {args.annotations}"
     if args.labelme:
-        _write_labelme(results, args.labelme)
+        write_labelme(labelme, results.images, results.rows)
         numbers += f", LabelMe's files in {args.labelme}"
     pictures = "beside the images" if args.beside else f"in {args.output}"
     print(_summary(results, len(photos), len(videos), seconds) + f"; pictures {pictures}, numbers in {numbers}")
@@ -181,17 +186,6 @@ def _write_numbers(rows: Sequence[dict[str, Any]], folder: str, table: bool) -> 
     writer.writerows({**row, **dict(zip(("x", "y", "width", "height"), row["bbox"]))} for row in rows)
     write_atomically(os.path.join(folder, TABLE), lambda file: file.write(lines.getvalue().encode()))
     return f"{path} and {TABLE}"
-
-
-def _write_labelme(results: Results, folder: str) -> None:
-    """Writes a file for each image that was read; an error where there is one of that name."""
-    for image in results.images:
-        path = Path(folder, f"{Path(image['path']).stem}.json")
-        if path.exists():
-            raise FileExistsError(f"--labelme: {path} is there already and may have somebody's corrections; name another folder")
-        text = labelme_annotations(image, [row for row in results.rows if row["image_id"] == image["id"]], folder)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(str(path), lambda file, text=text: file.write(text.encode()))
 
 
 def _one_batch(results: Results, batch: Sequence[tuple[int, Found]], progress: _Progress) -> None:
@@ -323,9 +317,14 @@ def _summary(results: Results, photos: int, videos: int, seconds: float) -> str:
     skipped = len(results.failed) - faulty
     done = [f"{photos - skipped} of {photos} images" + (f", {skipped} skipped" if skipped else "")] if photos else []
     if videos:
-        done.append(f"{results.frames} pictures of {videos} videos" + (f", {faulty} of them not whole" if faulty else ""))
+        frames = f"{_counted(results.frames, 'picture')} of {_counted(videos, 'video')}"
+        done.append(frames + (f", {faulty} of them not whole" if faulty else ""))
     rate = (photos - skipped + results.frames) / max(seconds, 1e-9)
-    return f"{' and '.join(done)}: {len(results.rows)} objects in {seconds:.1f} s ({rate:.1f} images/s)"
+    return f"{' and '.join(done)}: {_counted(len(results.rows), 'object')} in {seconds:.1f} s ({rate:.1f} images/s)"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 class _Progress:
@@ -351,57 +350,3 @@ class _Progress:
 
     def advance(self, images: int) -> None:
         self.bar.update(images)
-
-
-# ------------------------------------------------------------------------------------------------------- files
-
-
-def overlay_paths(found: Sequence[Found], folder: str | None) -> list[str]:
-    """Where the picture of each image goes; no two of them to the same file, and none over an image.
-
-    Args:
-        folder: the folders below the one that was asked for are kept in it; None puts pictures beside their images.
-    """
-    taken = {_place(image.path) for image in found}
-    paths = []
-    for image in found:
-        path = _free_path(image.path if folder is None else os.path.join(folder, image.name), taken)
-        taken.add(_place(path))
-        paths.append(path)
-    return paths
-
-
-def _place(path: str) -> str:
-    """The same for two names of one file; file systems may take upper and lower case for the same."""
-    return os.path.abspath(path).lower()
-
-
-def _free_path(path: str, taken: set[str]) -> str:
-    from .images import OVERLAY
-    from .video import is_video
-
-    base = os.path.splitext(path)[0]
-    suffix = ".mp4" if is_video(path) else ".jpg"
-    names = (f"{base}{f'_{number}' if number > 1 else ''}{OVERLAY}{suffix}" for number in itertools.count(1))
-    return next(name for name in names if _place(name) not in taken)
-
-
-def save_picture(picture: Image.Image, path: str | os.PathLike) -> None:
-    """Writes a PNG when the name ends with .png, else a JPEG; one too large for a JPEG becomes NAME.png."""
-    base, suffix = os.path.splitext(path)
-    if suffix.lower() == ".png" or max(picture.size) > _LARGEST_JPEG:
-        write_atomically(base + ".png", lambda file: picture.save(file, "PNG"))
-    else:
-        write_atomically(path, lambda file: picture.save(file, "JPEG", quality=92, subsampling=0))
-
-
-def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], Any]) -> None:
-    """Writes beside the file and renames, so that nobody ever sees half of it."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    beside = f"{os.fspath(path)}.{os.getpid()}.tmp"
-    try:
-        with open(beside, "wb") as file:
-            write(file)
-        os.replace(beside, path)
-    finally:
-        Path(beside).unlink(missing_ok=True)

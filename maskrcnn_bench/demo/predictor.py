@@ -11,7 +11,6 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ from ..structures.bounding_box import BoxList
 from ..structures.boxlist_ops import boxlist_nms
 from ..structures.image_list import to_image_list
 from ..structures.mask_paste import Masker, paste_rle
-from ..utils.checkpoint import DetectronCheckpointer, describe_checkpoint, find_weights, last_checkpoint
+from ..utils.checkpoint import DetectronCheckpointer, checkpoint_of, describe_checkpoint, find_weights, last_checkpoint
 from ..weights import load_into
 from ..weights.classes import BACKGROUND, COCO, coco_names
 from . import draw
@@ -81,8 +80,10 @@ class COCODemo:
         tile: int = 0,
         overlap: float = 0.2,
     ):
-        if tile < 0 or not 0 <= overlap < 1:
-            raise ValueError(f"expected a tile of 0 pixels or more and an overlap from 0 to below 1, got {tile} and {overlap}")
+        if tile < 0:
+            raise ValueError(f"tile: expected a side in pixels, or 0 for no tiles, got {tile}")
+        if not 0 <= overlap < 1:
+            raise ValueError(f"overlap: expected a share from 0 to below 1, got {overlap}")
         if cfg.MODEL.RPN_ONLY and not cfg.MODEL.RETINANET_ON:
             raise ValueError("MODEL.RPN_ONLY: such a model proposes boxes but knows no classes, so there is nothing to show")
         self.cfg = cfg.clone()
@@ -94,6 +95,7 @@ class COCODemo:
         rules = get_dialect(cfg.MODEL.DIALECT)
         self.mask_rule, self._clip = rules.mask_paste, rules.clip_rescaled
         self.has_masks = bool(cfg.MODEL.MASK_ON)
+        self.num_keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_CLASSES if cfg.MODEL.KEYPOINT_ON else 0
         self.mask_threshold = cfg.MODEL.ROI_MASK_HEAD.POSTPROCESS_MASKS_THRESHOLD
         self.masker = Masker(-1 if show_mask_heatmaps else self.mask_threshold, padding=1, rule=self.mask_rule)
         self.device = resolve_device(cfg.MODEL.DEVICE)
@@ -124,7 +126,7 @@ class COCODemo:
             FileNotFoundError: when a file is missing.
             ValueError: when the configuration is not known, or does not fit the weights.
         """
-        path = find_weights(_in_folder(os.fspath(weights)), get_defaults().PATHS_CATALOG, logger)
+        path = find_weights(checkpoint_of(os.fspath(weights)), get_defaults().PATHS_CATALOG, logger)
         cfg = _config_of(path, config_file, opts)
         return cls(cfg, confidence_threshold, **{"min_image_size": cfg.INPUT.MIN_SIZE_TEST, "weight_loading": path, **options})
 
@@ -316,16 +318,6 @@ def _load_trained(cfg: Any, model: nn.Module, weights: str) -> dict[str, Any]:
         )
     # Our own checkpoints may hold averaged weights besides, which were the ones tested.
     return checkpointer.load_weights(path)
-
-
-def _in_folder(weights: str) -> str:
-    """The last checkpoint of an output folder; anything else as it is."""
-    if not Path(weights).is_dir():
-        return weights
-    found = last_checkpoint(weights)
-    if not found:
-        raise FileNotFoundError(f"{weights} is a folder without last_checkpoint; name a file of weights")
-    return found
 
 
 def _config_of(path: str, config_file: str, opts: Sequence[str]) -> Any:

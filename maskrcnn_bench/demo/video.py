@@ -41,7 +41,7 @@ def pyav() -> ModuleType:
     try:
         import av
     except ImportError as error:
-        raise ImportError(f"videos need PyAV ({error}): pip install maskrcnn_bench[demo]") from None
+        raise ImportError(f'videos need PyAV ({error}): pip install -e ".[demo]" in the checkout') from None
     return av
 
 

@@ -81,7 +81,8 @@ def _parser(description: str) -> argparse.ArgumentParser:
 def train_parser() -> argparse.ArgumentParser:
     """Arguments of training."""
     parser = _parser("Train a detection model and test it at the end.")
-    parser.add_argument("--weights", default="", metavar="FILE", help="start at iteration 0 from these weights; the same as MODEL.WEIGHT")
+    weights = "start at iteration 0 from these weights, '' from random numbers; the same as MODEL.WEIGHT"
+    parser.add_argument("--weights", default=None, metavar="FILE", help=weights)
     resume = "go on where the run in the output folder (or the run of a checkpoint) stopped"
     parser.add_argument("--resume", nargs="?", const="auto", default="", metavar="FILE", help=resume)
     parser.add_argument("--skip-test", action="store_true", help="do not test at all")
@@ -92,7 +93,8 @@ def train_parser() -> argparse.ArgumentParser:
 def test_parser() -> argparse.ArgumentParser:
     """Arguments of testing."""
     parser = _parser("Test a detection model.")
-    weights = "weights to test: a file, an address, or a catalog:// name; without it the output folder's last checkpoint, else MODEL.WEIGHT"
+    weights = "weights to test: a file, the output folder of a training, an address, or a catalog:// name"
+    weights += "; without it the output folder's last checkpoint, else MODEL.WEIGHT"
     parser.add_argument("--ckpt", "--weights", dest="ckpt", default="", metavar="FILE", help=weights)
     return parser
 
@@ -105,7 +107,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
         if word == "--resume" and (k + 1 == len(words) or words[k + 1].startswith("-") or _KEY.fullmatch(words[k + 1])):
             words[k] = "--resume=auto"
     args = parser.parse_intermixed_args(words)
-    if getattr(args, "weights", "") and getattr(args, "resume", ""):
+    if getattr(args, "weights", None) is not None and getattr(args, "resume", ""):
         parser.error("--weights starts a new run and --resume goes on with an old one; give one of them")
     return args
 
@@ -118,12 +120,12 @@ def overrides(args: argparse.Namespace) -> list[str]:
         opts += ["DATASETS.PROPOSAL_FILES_TRAIN", "()", "DATASETS.PROPOSAL_FILES_TEST", "()"]  # they belong to the data
     if args.output:
         opts += ["OUTPUT_DIR", args.output]
-    if getattr(args, "weights", ""):
+    if getattr(args, "weights", None) is not None:
         opts += ["MODEL.WEIGHT", args.weights]
     return opts + args.opts
 
 
 def config_beside(checkpoint: str) -> str:
-    """The config.yml of the run that a checkpoint is from."""
-    path = Path(checkpoint).parent / "config.yml"
+    """The config.yml of the run that a checkpoint, or an output folder, is from."""
+    path = (Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint).parent) / "config.yml"
     return str(path) if checkpoint and path.is_file() else ""

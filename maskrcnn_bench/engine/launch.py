@@ -22,8 +22,9 @@ from torch import nn
 
 from maskrcnn_bench.config import load_config, resolved
 from maskrcnn_bench.config.dialect import get_dialect
+from maskrcnn_bench.config.paths_catalog import DatasetCatalog
 from maskrcnn_bench.data import make_data_loader
-from maskrcnn_bench.engine.arguments import DEBUG, test_main, train_main
+from maskrcnn_bench.engine.arguments import DEBUG, config_beside, test_main, train_main
 from maskrcnn_bench.engine.board import make_board
 from maskrcnn_bench.engine.graphs import CudaRecorder, Recordings, ReplayedModel
 from maskrcnn_bench.engine.inference import Tester, UnexpectedResults
@@ -41,18 +42,20 @@ from maskrcnn_bench.solver import (
     describe_length,
     make_lr_scheduler,
     make_optimizer,
+    needs_epochs,
     scale_schedule,
     schedule_from_epochs,
 )
 from maskrcnn_bench.utils import comm
 from maskrcnn_bench.utils.checkpoint import (
     DetectronCheckpointer,
+    checkpoint_of,
     describe_checkpoint,
     last_checkpoint,
     read_checkpoint,
 )
 from maskrcnn_bench.utils.download import find_weights, require_weights
-from maskrcnn_bench.utils.logger import FILE_ONLY, NAME, close_handlers, log_lines, take_back_log
+from maskrcnn_bench.utils.logger import FILE_ONLY, NAME, close_handlers, log_lines, spoken_by_first, take_back_log
 
 __all__ = ["resolve_device", "run", "test", "test_main", "train", "train_main"]
 _USER_ERRORS = (ValueError, OSError, ImportError, NonFiniteLoss, UnexpectedResults, comm.ProcessLost)
@@ -89,7 +92,8 @@ def _fail(error: BaseException, advice: str = "") -> int:
     if os.environ.get(DEBUG):
         raise error
     where = f" (rank {comm.get_rank()})" if comm.get_world_size() > 1 else ""
-    print(f"error{where}: {message}{advice}", file=sys.stderr, flush=True)
+    # In one piece, beside those of the other processes.
+    print(f"error{where}: {message}{advice}\n", end="", file=sys.stderr, flush=True)
     logger = logging.getLogger(NAME)
     if logger.handlers:
         logger.error("%s%s", message, advice, extra=FILE_ONLY)
@@ -145,9 +149,14 @@ def train(args: argparse.Namespace) -> int:
     reference = load_config(args.config_file or None).SOLVER.IMS_PER_BATCH
     cfg, lines = scale_schedule(run.cfg, run.file_keys, run.command_keys, comm.get_world_size(), reference)
     log_lines(run.logger, lines)
-    cfg, loader = _training_data(cfg, run)
+    try:
+        cfg, loader = _training_data(cfg, run)
+    except FileNotFoundError as error:
+        if not args.print_schedule or needs_epochs(cfg):
+            raise
+        run.logger.info("the schedule does not depend on the data, which is not there: %s", error)
     if args.print_schedule:
-        run.logger.info("SOLVER: %s", ", ".join(f"{key} {cfg.SOLVER[key]}" for key in ("BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS")))
+        run.logger.info("SOLVER: %s", _describe_schedule(cfg.SOLVER))
         return 0
     tester = None if args.skip_test else _make_tester(cfg, run)
     model = _make_model(cfg, run, loader.dataset.class_names)
@@ -168,6 +177,11 @@ def train(args: argparse.Namespace) -> int:
     return _train_and_test(cfg, run, loader, step, scheduler, checkpointer, arguments, tester)
 
 
+def _describe_schedule(solver: Any) -> str:
+    shape = ("STEPS",) if solver.LR_SCHEDULE == "multistep" else ("LR_SCHEDULE",)
+    return ", ".join(f"{key} {solver[key]}" for key in ("BASE_LR", "MAX_ITER", *shape, "WARMUP_ITERS"))
+
+
 def _training_data(cfg: Any, run: Run) -> tuple[Any, Any]:
     """The config as the data completes it, and the loader."""
     key = _classes_key(cfg)
@@ -177,10 +191,10 @@ def _training_data(cfg: Any, run: Run) -> tuple[Any, Any]:
     names = loader.dataset.class_names
     run.logger.info("%s", _describe_classes(names))
     cfg = _with_classes(cfg, key, len(names), run)
-    cfg, lines = schedule_from_epochs(cfg, run.command_keys, len(loader.dataset))
+    cfg, lines = schedule_from_epochs(cfg, run.command_keys, _epoch_length(loader))
     log_lines(run.logger, lines)
-    run.logger.info("%s", describe_length(cfg, len(loader.dataset)))
-    if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:
+    run.logger.info("%s", describe_length(cfg, len(loader.dataset), _epoch_length(loader)))
+    if comm.is_main_process() and cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:
         said = "SOLVER.WARMUP_ITERS %d is not below SOLVER.MAX_ITER %d: the learning rate never gets to SOLVER.BASE_LR"
         run.logger.warning(said, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER)
     loader.batch_sampler.num_iterations = cfg.SOLVER.MAX_ITER
@@ -190,7 +204,12 @@ def _training_data(cfg: Any, run: Run) -> tuple[Any, Any]:
 def _make_loader(cfg: Any, device: torch.device, is_train: bool) -> Any:
     # Memory is pinned for a GPU, which "auto" does not tell.
     ours = {"MODEL.DEVICE": str(device), "DATALOADER.NUM_WORKERS": loading_workers(cfg)[0]}
-    return make_data_loader(changed(cfg, ours)[0], is_train, comm.get_world_size() > 1)
+    with spoken_by_first(logging.getLogger(NAME), comm.get_rank()):
+        return make_data_loader(changed(cfg, ours)[0], is_train, comm.get_world_size() > 1)
+
+
+def _epoch_length(loader: Any) -> int:
+    return loader.batch_sampler.batch_sampler.epoch_length
 
 
 def _with_classes(cfg: Any, key: str, count: int, run: Run) -> Any:
@@ -217,7 +236,7 @@ def _resume_file(args: argparse.Namespace, cfg: Any) -> str:
     if comm.is_restart() and (last := last_checkpoint(cfg.OUTPUT_DIR)):
         return last
     named = "" if args.resume == "auto" else args.resume
-    return named or ("" if args.weights else last_checkpoint(cfg.OUTPUT_DIR))
+    return named or ("" if args.weights is not None else last_checkpoint(cfg.OUTPUT_DIR))
 
 
 def _require_start(args: argparse.Namespace, cfg: Any) -> None:
@@ -235,7 +254,7 @@ def _start_weights(args: argparse.Namespace, cfg: Any, checkpointer: DetectronCh
         other = "" if args.resume else "; for a new run give --weights, or another --output"
         logger.info("resuming %s after iteration %d%s", path, saved["iteration"], other)
         return saved
-    if args.weights and checkpointer.has_checkpoint():
+    if args.weights is not None and checkpointer.has_checkpoint():
         logger.info("--weights: a new run in %s, whose checkpoints will be replaced; --resume would go on with the old one", cfg.OUTPUT_DIR)
         checkpointer.forget_last_checkpoint()
     checkpointer.load(cfg.MODEL.WEIGHT, use_latest=False)
@@ -301,7 +320,7 @@ def _train_and_test(
     solver = cfg.SOLVER
     if arguments["iteration"] >= solver.MAX_ITER:
         run.logger.info("nothing left to train: %d iterations are done, SOLVER.MAX_ITER is %d", arguments["iteration"], solver.MAX_ITER)
-    progress = Progress(cfg.OUTPUT_DIR, solver.MAX_ITER, solver.LOG_PERIOD, solver.IMS_PER_BATCH, len(loader.dataset))
+    progress = Progress(cfg.OUTPUT_DIR, solver.MAX_ITER, solver.LOG_PERIOD, solver.IMS_PER_BATCH, _epoch_length(loader))
     if solver.TENSORBOARD and (board := make_board(cfg.OUTPUT_DIR, arguments["iteration"])):
         progress.board = board
         if tester is not None:
@@ -383,7 +402,12 @@ def test(args: argparse.Namespace) -> int:
     if known and key not in run.file_keys | run.command_keys:
         cfg = changed(cfg, {key: len(known)})[0]
     # Classes that are told apart by name need not have the numbers of the model.
-    tester = _make_tester(changed(cfg, {key: 0})[0] if known else cfg, run)
+    try:
+        tester = _make_tester(changed(cfg, {key: 0})[0] if known else cfg, run)
+    except (FileNotFoundError, ValueError) as error:
+        if not (hint := _data_of_training(args, run)):
+            raise
+        raise FileNotFoundError(f"{error}. {hint}") from None
     if tester is None:
         raise ValueError("nothing to test on: give --data FOLDER, or set DATASETS.TEST")
     names = tester.loaders[0].dataset.class_names
@@ -396,6 +420,17 @@ def test(args: argparse.Namespace) -> int:
     tester()
     tester.require_expected()
     return 0
+
+
+def _data_of_training(args: argparse.Namespace, run: Run) -> str:
+    """What to say where data is missing that nobody named now, but the config beside the checkpoint did."""
+    keys, beside = run.cfg.DATASETS, config_beside(args.ckpt)
+    names = list(keys.TEST) or [keys.DATA]
+    if args.config_file is not None or not beside or {"DATASETS.TEST", "DATASETS.DATA"} & run.command_keys:
+        return ""
+    if all(name in DatasetCatalog.DATASETS or os.path.exists(name) for name in names):
+        return ""
+    return f"The name is from {beside}, as the training had it; --data FOLDER gives another"
 
 
 def _match_classes(weights: str, known: Sequence[str], tester: Tester, run: Run) -> None:
@@ -414,6 +449,12 @@ def _match_classes(weights: str, known: Sequence[str], tester: Tester, run: Run)
 
 
 def _weights_to_test(named: str, cfg: Any) -> str:
+    if named:
+        try:
+            named = checkpoint_of(named)
+            require_weights(named, cfg.PATHS_CATALOG)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"--ckpt: {error}") from None
     name = named or last_checkpoint(cfg.OUTPUT_DIR) or cfg.MODEL.WEIGHT
     if not name:
         raise ValueError(f"no weights to test: give --ckpt FILE or MODEL.WEIGHT; {cfg.OUTPUT_DIR} has no checkpoint")

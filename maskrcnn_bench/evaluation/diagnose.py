@@ -133,8 +133,10 @@ def _wrong_classes(ground_truth: dict, pairs: _Pairs) -> str:
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
     counts = pairs.confusions()
     usual = {true: max(called, key=called.get) for true, called in counts.items()}
-    examples = ", ".join(f"{names[true]} is called {names.get(called, called)}" for true, called in list(usual.items())[:4])
-    return f"the boxes fit but the classes do not: {examples}; compare the class list of the weights with that of the data set"
+    wrong = [(true, called) for true, called in usual.items() if true != called]
+    examples = ", ".join(f"{names[true]} is called {names.get(called, called)}" for true, called in wrong[:4])
+    remedy = "compare the class list of the weights with that of the data set"
+    return f"the boxes fit but the classes do not: {examples}; {remedy}" if examples else f"the boxes fit but the classes do not; {remedy}"
 
 
 def _poor_scores(share: float) -> str:

@@ -54,11 +54,11 @@ def draw_results(confusion: Confusion, curves: dict[str, Curves], names: dict[in
     return [Path(folder) / name for name in pictures]
 
 
-def _figure(width: float, height: float) -> Any:
+def _figure(width: float, height: float, layout: str = "constrained") -> Any:
     from matplotlib.figure import Figure
 
     # Without pyplot: nothing is kept, and no window system is asked for.
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=layout)
 
 
 def _plain(name: str, most: int = 24) -> str:
@@ -72,11 +72,13 @@ def draw_confusion(confusion: Confusion) -> Any:
     matrix, count = confusion.matrix, len(confusion.names)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = float(np.clip(2.5 + 0.42 * count, 5, 14))
-    figure = _figure(side + 1.2, side)
+    figure = _figure(side + 1.2, side, layout="compressed")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(image, ax=axes, label="share of the row", shrink=0.8)
-    axes.set(xlabel="found as", ylabel="is", title=f"objects and detections, scores from {confusion.score:g}, IoU from {confusion.iou:g}")
+    axes.set(
+        xlabel="found as", ylabel="actually", title=f"objects and detections, scores from {confusion.score:g}, IoU from {confusion.iou:g}"
+    )
     if count <= _MOST_NAMES:
         names, size = [_plain(name) for name in confusion.names], 9 if count <= _MOST_COUNTS else 5
         axes.set_xticks(range(count), names, rotation=90 if count > 6 else 0, fontsize=size)

@@ -174,7 +174,7 @@ def _build_once(sources: Path, compiler: str, library: Path, log: Path, announce
     if log.exists():
         raise BuildError(f"an earlier build failed; {log} says why, delete it to try again")
     ninja = find_ninja()
-    what = f"CPU and CUDA kernels ({', '.join(cuda.architectures)}) once (~2 min)" if cuda else "CPU kernels once (~40 s)"
+    what = f"CPU and CUDA kernels ({', '.join(cuda.architectures)}) once (~2 min)" if cuda else "CPU kernels once (~1 min)"
     announce(f"compiling {what}, cached in {library.parent}")
     try:
         build(sources, library, compiler, ninja, cuda)

@@ -523,8 +523,6 @@ def _make_soft_nms(cfg: Any, threshold: float) -> Callable[..., Any] | None:
     keys = cfg.TEST.SOFT_NMS
     if not keys.METHOD:
         return None
-    if not keys.SIGMA > 0:
-        raise ValueError(f"TEST.SOFT_NMS.SIGMA: expected more than 0, got {keys.SIGMA}")
     options = {"sigma": keys.SIGMA, "min_score": keys.MIN_SCORE, "pixel": _dialect(cfg).pixel}
     return partial(soft_nms, method=keys.METHOD, threshold=threshold, **options)
 

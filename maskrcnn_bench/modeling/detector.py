@@ -159,13 +159,16 @@ def set_class_thresholds(model: nn.Module, wanted: Sequence[Sequence[Any]], clas
     selector = getattr(head, "selector", None)
     if not hasattr(selector, "class_thresholds"):
         raise ValueError("TEST.CLASS_SCORE_THRESH: this model's head does not choose detections by class; leave it empty")
-    thresholds = [selector.score_thresh] * (len(class_names) - 1)
+    thresholds, given = [selector.score_thresh] * (len(class_names) - 1), set()
     for pair in wanted:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not isinstance(pair[1], (int, float)) or not 0 <= pair[1] <= 1:
             raise ValueError(f'TEST.CLASS_SCORE_THRESH: expected [["name of a class", 0.3], ...] with scores of 0 to 1, got {wanted!r}')
         if pair[0] not in class_names[1:]:
             known = ", ".join(class_names[1:20]) + (", ..." if len(class_names) > 20 else "")
             raise ValueError(f"TEST.CLASS_SCORE_THRESH: no class {pair[0]!r}; the model knows {known}")
+        if pair[0] in given:
+            raise ValueError(f"TEST.CLASS_SCORE_THRESH: expected each class once, got {pair[0]!r} more often")
+        given.add(pair[0])
         thresholds[class_names[1:].index(pair[0])] = float(pair[1])
     selector.class_thresholds = tuple(thresholds)
 

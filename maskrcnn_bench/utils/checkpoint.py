@@ -255,6 +255,20 @@ def last_checkpoint(folder: str | os.PathLike) -> str:
     return str(beside if beside.is_file() else named)
 
 
+def checkpoint_of(path: str) -> str:
+    """The last checkpoint of an output folder; anything but a folder as it is.
+
+    Raises:
+        FileNotFoundError: the folder has none.
+    """
+    if not os.path.isdir(path):
+        return path
+    found = last_checkpoint(path)
+    if not found:
+        raise FileNotFoundError(f"{path} is a folder without last_checkpoint; name a file of weights")
+    return found
+
+
 def describe_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """What one of our checkpoints says about itself: config, class names, versions, iteration; {} for foreign weights."""
     content = read_file(path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -78,6 +80,19 @@ def setup_logger(
     if save_dir and distributed_rank == 0:
         _add(logger, LogFile(os.path.join(save_dir, filename)), logging.INFO)
     return logger
+
+
+@contextmanager
+def spoken_by_first(logger: logging.Logger, rank: int) -> Iterator[None]:
+    """Keeps warnings to process 0 while all processes do the same; errors come from each."""
+    levels = [(handler, handler.level) for handler in logger.handlers] if rank else []
+    for handler, _ in levels:
+        handler.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for handler, level in levels:
+            handler.setLevel(level)
 
 
 def _add(logger: logging.Logger, handler: logging.Handler, level: int) -> None:

@@ -36,6 +36,10 @@ class ConcatDataset(TorchConcatDataset):
         k, inner = self.get_idxs(i)
         return self.datasets[k].get_img_info(inner)
 
+    def image_path(self, i: int) -> str:
+        k, inner = self.get_idxs(i)
+        return self.datasets[k].image_path(inner)
+
     def image_labels(self) -> tuple[np.ndarray, np.ndarray]:
         """The image (as index here) and the label of every object. [n], [n] int64"""
         firsts = [0, *self.cumulative_sizes[:-1]]

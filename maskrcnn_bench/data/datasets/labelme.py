@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,23 @@ from maskrcnn_bench.data.datasets.content import Content, box_of_points
 from maskrcnn_bench.data.datasets.layout import IMAGE_SUFFIXES, NO_SPLITS, TEST_SPLITS, TRAIN_SPLITS, NoSplitError, every_fifth, splits
 from maskrcnn_bench.data.datasets.stored import StoredDataset
 from maskrcnn_bench.data.store import AnnotationStore
+from maskrcnn_bench.structures.keypoint import PersonKeypoints
 
 FILES_LOOKED_INTO = 20
 CIRCLE_CORNERS = 64
+_KEYS = re.compile(rb'"(shapes|imagePath|imageData)"\s*:')
 
 
 class LabelMeDataset(StoredDataset):
     """Images and their JSON files, in the order of the images' names. Shapes of one label and one `group_id` are one object.
 
+    Points of that group are its keypoints, named by their labels.
+
     Args:
         folder: images, and NAME.json for an image NAME.
         split: "train" or "test" takes a part, as `layout.every_fifth` has it; "all" takes all.
         class_dirs: folders whose files name the classes, so that every split has the same; () takes `folder`.
+        keypoints: read points too.
         remove_images_without_annotations: leave out images without a usable object.
         transforms: called as (image, target) on every sample.
         options: `pixel`, `on_fault`, `on_exif`, `classes` of StoredDataset.
@@ -36,24 +42,31 @@ class LabelMeDataset(StoredDataset):
         folder: str | os.PathLike,
         split: str = "all",
         class_dirs: Sequence[str | os.PathLike] = (),
+        keypoints: bool = False,
         remove_images_without_annotations: bool = False,
         transforms: Callable | None = None,
         **options: Any,
     ):
-        store, root = self.read_store(folder, split, class_dirs)
+        store, root = self.read_store(folder, split, class_dirs, keypoints)
         super().__init__(store, root, remove_images_without_annotations, transforms, **options)
 
     @staticmethod
     def read_store(
-        folder: str | os.PathLike, split: str = "all", class_dirs: Sequence[str | os.PathLike] = ()
+        folder: str | os.PathLike, split: str = "all", class_dirs: Sequence[str | os.PathLike] = (), keypoints: bool = False
     ) -> tuple[AnnotationStore, str]:
         """All annotations of a split, and the folder of the images."""
         images = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        files = [path for one in (class_dirs or [folder]) for path in Path(one).glob("*.json")]
-        names = sorted({str(shape.get("label", "")) for path in files for shape in _shapes(path)[0]})
+        if not images:
+            raise ValueError(f"{folder}: LabelMe's files but no image; each JSON file must lie beside its image, NAME.json beside NAME.jpg")
+        files = [path for one in (class_dirs or [folder]) for path in sorted(Path(one).glob("*.json"))]
+        known = [(_is_point(shape), _label(shape)) for path in files for shape in _shapes(path)[0]]
+        names = sorted({label for is_point, label in known if not is_point})
+        points = _in_order([label for is_point, label in known if is_point and keypoints])
         content = Content(f"{folder} ({split})", dict(enumerate(names, start=1)))
+        for category in content.categories if points else ():
+            category["keypoints"] = points
         for k in every_fifth(len(images), split):
-            _read_image(content, images[k], names)
+            _read_image(content, images[k], names, points)
         stems = {path.stem for path in images}
         for path in sorted(Path(folder).glob("*.json")):
             if path.stem not in stems:
@@ -72,7 +85,26 @@ def _shapes(path: Path) -> tuple[list[dict], str]:
         return [], f"not a file of LabelMe ({type(error).__name__}: {error}); save it again, or take it away"
 
 
-def _read_image(content: Content, image: Path, names: Sequence[str]) -> None:
+def _is_point(shape: dict) -> bool:
+    return shape.get("shape_type") == "point"
+
+
+def _label(shape: dict) -> str:
+    return str(shape.get("label", ""))
+
+
+def _group(shape: dict) -> str:
+    """What the shapes of one object share; "" for a shape on its own."""
+    return "" if shape.get("group_id") is None else str(shape["group_id"])
+
+
+def _in_order(labels: Sequence[str]) -> list[str]:
+    """Names of points as they first come; COCO's persons in COCO's order."""
+    names = list(dict.fromkeys(labels))
+    return list(PersonKeypoints.NAMES) if set(names) == set(PersonKeypoints.NAMES) else names
+
+
+def _read_image(content: Content, image: Path, names: Sequence[str], point_names: Sequence[str]) -> None:
     path = image.with_suffix(".json")
     number = content.add_image(image.name, content.image_size(str(image), image.name), str(path))
     if not path.is_file():
@@ -81,18 +113,32 @@ def _read_image(content: Content, image: Path, names: Sequence[str]) -> None:
     shapes, fault = _shapes(path)
     if fault:
         content.add_fault("stop", str(path), image.name, fault)
-    objects: dict[Any, tuple[str, list[list[float]]]] = {}
+    objects: dict[tuple[str, str | int], tuple[str, str, list[list[float]]]] = {}
+    points: dict[str, dict[str, list[float]]] = {}
+    groups = {_group(shape) for shape in shapes if not _is_point(shape)}
     for place, shape in enumerate(shapes):
+        label, group = _label(shape), _group(shape)
         try:
-            ring = _outline(shape)
+            if _is_point(shape):
+                points.setdefault(group, {})[label] = _point(shape, groups)
+            else:
+                ring, key = _outline(shape), (label, group or place)
+                objects.setdefault(key, (label, group, []))[2].append(ring)
         except (ValueError, TypeError, KeyError) as error:
             content.add_fault("drop", str(path), image.name, f"shape {place + 1} ({shape.get('label')}): {error}")
-            continue
-        label, group = str(shape.get("label", "")), shape.get("group_id")
-        objects.setdefault((label, place if group is None else f"group {group}"), (label, []))[1].append(ring)
-    for label, rings in objects.values():
+    for label, group, rings in objects.values():
         values = [value for ring in rings for value in ring]
-        content.add_object(number, names.index(label) + 1, box_of_points(values[::2], values[1::2]), rings)
+        mine = points.get(group, {})
+        more = {"keypoints": [v for name in point_names for v in mine.get(name, (0, 0, 0))]} if point_names and mine else {}
+        content.add_object(number, names.index(label) + 1, box_of_points(values[::2], values[1::2]), rings, **more)
+
+
+def _point(shape: dict, groups: Collection[str]) -> list[float]:
+    """A keypoint as COCO writes it: x, y, pixels, and 2, which is visible."""
+    if not _group(shape) or _group(shape) not in groups:
+        raise ValueError("a point of no object; give it and the outline of its object the same group_id")
+    ((x, y),) = shape["points"]
+    return [float(x), float(y), 2]
 
 
 def _outline(shape: dict) -> list[float]:
@@ -132,9 +178,10 @@ def find_labelme(folder: Path, is_train: bool, masks: bool) -> tuple[dict[str, A
 
 
 def _has_files(folder: Path) -> bool:
-    for path in islice(folder.glob("*.json"), FILES_LOOKED_INTO):
-        with open(path, "rb") as file:
-            head = file.read(2000)
-        if b'"shapes"' in head or b'"imagePath"' in head:
-            return True
-    return False
+    return any(is_labelme(path) for path in islice(folder.glob("*.json"), FILES_LOOKED_INTO))
+
+
+def is_labelme(path: Path) -> bool:
+    """Whether a JSON file is one of LabelMe's, by its head."""
+    with open(path, "rb") as file:
+        return _KEYS.search(file.read(2000)) is not None

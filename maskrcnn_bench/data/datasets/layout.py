@@ -12,7 +12,7 @@ TRAIN_SPLITS = ("train",)
 TEST_SPLITS = ("val", "valid", "test")
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 NOTHING = "no data set recognised"
-NO_SPLITS = "which has no splits: every fifth image by name is for testing, the others for training"
+NO_SPLITS = "without splits: every fifth image by name is for testing, the others for training (fewer than five: all for both)"
 
 
 class NoSplitError(ValueError):

@@ -17,7 +17,7 @@ from maskrcnn_bench.data.datasets.cityscapes import CityScapesDataset, find_city
 from maskrcnn_bench.data.datasets.coco import COCODataset
 from maskrcnn_bench.data.datasets.imagenet_det import ImageNetDETDataset, find_imagenet_det
 from maskrcnn_bench.data.datasets.instance_png import InstancePNGDataset, find_instance_png
-from maskrcnn_bench.data.datasets.labelme import LabelMeDataset, find_labelme
+from maskrcnn_bench.data.datasets.labelme import LabelMeDataset, find_labelme, is_labelme
 from maskrcnn_bench.data.datasets.layout import NOTHING, TEST_SPLITS, TRAIN_SPLITS, NoSplitError, Source, splits
 from maskrcnn_bench.data.datasets.stored import StoredDataset
 from maskrcnn_bench.data.datasets.toy import MARKER
@@ -68,7 +68,7 @@ def read_dataset(
         catalog: class with `get(name)`.
         is_train: which split of a folder is meant; in training, images without objects and difficult objects are left out.
         root: folder that relative paths of the catalog start from.
-        keypoints: prefer the annotation file that has keypoints.
+        keypoints: prefer annotations that have keypoints.
         keep_empty: train on images without objects as well.
         masks: prefer annotations that have masks, where a data set has both.
         options: `pixel`, `on_fault`, `on_exif`, `classes` of StoredDataset.
@@ -80,6 +80,7 @@ def read_dataset(
     source = find_source(name, catalog, is_train, root, keypoints, masks)
     wanted = {
         "masks": masks,
+        "keypoints": keypoints,
         "require_masks": masks,
         "remove_images_without_annotations": is_train and not keep_empty,
         "use_difficult": not is_train,
@@ -147,7 +148,7 @@ def _coco_files(folder: Path, is_train: bool, keypoints: bool) -> list[Path]:
     ranked = []
     for path in found:
         split = _split_of(path, is_train)
-        if split is None or any(word in path.stem for word in NOT_OBJECTS):
+        if split is None or any(word in path.stem for word in NOT_OBJECTS) or is_labelme(path):
             continue
         ranked.append((("keypoints" in path.stem) != keypoints, split, "instances" not in path.stem, len(path.name), str(path), path))
     return [entry[-1] for entry in sorted(ranked)]

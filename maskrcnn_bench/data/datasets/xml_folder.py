@@ -161,5 +161,6 @@ def _arguments(pair: tuple[Path, Path], split: str, class_dirs: Sequence[Path]) 
 
 
 def _words(pair: tuple[Path, Path], folder: Path) -> str:
-    images, xmls = (path.relative_to(folder).as_posix() for path in pair)
-    return f"images and XML files side by side in {images}" if images == xmls else f"images in {images}, XML files in {xmls}"
+    places = (path.relative_to(folder).as_posix() for path in pair)
+    images, xmls = (f"in {place}" if place != "." else "in the folder itself" for place in places)
+    return f"images and XML files side by side {images}" if images == xmls else f"images {images}, XML files {xmls}"

@@ -17,7 +17,7 @@ from ...structures.bounding_box import BoxList, BoxListBatch, Detections
 from ...structures.keypoint import Keypoints, PersonKeypoints
 from ..losses import count, cross_entropy
 from ..poolers import RoIs, is_static
-from .positives import PositivesHead, init_fan_out
+from .positives import PositivesHead, init_fan_out, require_side
 
 
 class KeypointPredictor(nn.Module):
@@ -86,8 +86,9 @@ class KeypointLoss:
             samples: with the field `matched_inds`.
             targets: ground truth with keypoints.
         Raises:
-            ValueError: when the ground truth has no keypoints, or another number of them.
+            ValueError: when the ground truth has no keypoints or another number of them, or the logits are not as large as its targets.
         """
+        require_side(logits, self.resolution, "MODEL.ROI_KEYPOINT_HEAD.RESOLUTION")
         keypoints = self._keypoints(targets, logits.shape[1])
         objects = rois.take(samples.get_field("matched_inds"))
         points = keypoints[rois.image_inds, objects]

@@ -14,7 +14,7 @@ from ...structures.bounding_box import BoxListBatch
 from ...structures.segmentation_mask import PackedMasks
 from ..losses import binary_cross_entropy, count
 from ..poolers import RoIs, is_static
-from .positives import PositivesHead, init_fan_out
+from .positives import PositivesHead, init_fan_out, require_side
 
 
 class MaskDeconvPredictor(nn.Module):
@@ -140,7 +140,10 @@ class MaskLoss:
             rois: the positive samples in one list.
             samples: with fields `labels` and `matched_inds`.
             targets: ground truth with masks.
+        Raises:
+            ValueError: when the ground truth has no masks, or the logits are not as large as its targets.
         """
+        require_side(logits, self.resolution, "MODEL.ROI_MASK_HEAD.RESOLUTION")
         wanted = self.targets(rois, rois.take(samples.get_field("matched_inds")), targets)
         own = own_masks(logits, rois.take(samples.get_field("labels")))
         loss = binary_cross_entropy(own, wanted, rois.valid)

@@ -104,6 +104,18 @@ def keep_slots(batch: BoxListBatch, slots: int, valid: Tensor) -> BoxListBatch:
     return BoxListBatch(batch.boxes[:, :slots], valid[:, :slots], batch.sizes, fields, pixel=batch.pixel)
 
 
+def require_side(logits: Tensor, resolution: int, key: str) -> None:
+    """Has maps [..., S, S] be as large as the targets that they are compared with.
+
+    Raises:
+        ValueError: naming the `key` that says how large targets are.
+    """
+    height, width = logits.shape[-2:]
+    if (height, width) != (resolution, resolution):
+        pooled = key.replace("RESOLUTION", "POOLER_RESOLUTION")
+        raise ValueError(f"{key} is {resolution}, but the head makes maps of {height} x {width}; set it {height}, or change {pooled}")
+
+
 def init_fan_out(module: nn.Module) -> nn.Module:
     """The module with weights drawn for ReLU by their outputs, and zero biases."""
     for name, parameter in module.named_parameters():
