@@ -106,11 +106,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="small inputs, two turns")
     parser.add_argument("--json", metavar="FILE", help="write the rows with machine, versions, commit and command")
     parser.add_argument("--table", metavar="FOLDER", help="the table of faster-rcnn.pytorch on this data set instead")
-    parser.add_argument("--steps", type=int, default=4, help="steps that --table trains (4)")
+    parser.add_argument("--steps", type=int, default=6, help="steps that --table trains, 3 or more (6)")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes of the config, for --table")
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU; `maskrcnn-bench doctor` says why")
+    if args.table and args.steps < 3:
+        parser.error(f"--steps {args.steps}: the first two are not timed, so 3 or more are needed")
     if args.table:
         for line in benchmark_table.lines(benchmark_table.rows(args.table, args.device, args.steps, args.opts)):
             print(line, flush=True)

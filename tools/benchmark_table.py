@@ -17,7 +17,7 @@ def rows(data: str, device: str, steps: int, opts: Sequence[str]) -> Iterable[di
 
     Args:
         data: a folder of a data set with a split of its own.
-        steps: of training; the last ones but the first are timed, and the mAP is that of the model after all of them.
+        steps: of training, 3 or more; those from the third on are timed, and the mAP is that of the model after all of them.
         opts: KEY VALUE changes of the configurations.
     """
     for name, config in MODELS.items():
@@ -27,7 +27,7 @@ def rows(data: str, device: str, steps: int, opts: Sequence[str]) -> Iterable[di
 
 
 def train_and_test(config: str, batch: int, device: str, steps: int, options: list[str]) -> dict:
-    """Seconds an epoch, peak bytes of a step on top of the weights, and mAP."""
+    """Seconds an epoch, bytes that training takes (weights, gradients, momentum, activations), and mAP."""
     from maskrcnn_bench.config import load_config
     from maskrcnn_bench.data import make_data_loader
     from maskrcnn_bench.engine.inference import inference
@@ -42,17 +42,16 @@ def train_and_test(config: str, batch: int, device: str, steps: int, options: li
     model = build_detection_model(cfg).to(device, memory_format=torch.channels_last)
     DetectronCheckpointer(cfg, model, save_to_disk=False).load(cfg.MODEL.WEIGHT)
     step = Step(model.train(), make_optimizer(cfg, model), device, getattr(torch, cfg.DTYPE))
-    batches, times, peaks = iter(loader), [], []
-    for iteration in range(1, steps + 1):
-        run = one_step(step, batches, iteration)
-        if iteration == 2 or steps == 1:
-            peaks.append(peak_bytes(run, device))
-        else:
-            times.append(seconds(run, device))
+    batches = iter(loader)
+    # The first step makes room for the momentum, the second has it from the beginning.
+    first = [one_step(step, batches, iteration) for iteration in (1, 2)]
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    memory = weights + peak_bytes(lambda: [run() for run in first], device)
+    times = [seconds(one_step(step, batches, iteration), device) for iteration in range(3, steps + 1)]
     # As there, an epoch is the images and their mirror images.
-    epoch = statistics.median(times[1:] or times or [0.0]) * 2 * len(loader.dataset) / batch
+    epoch = statistics.median(times) * 2 * len(loader.dataset) / batch
     results = inference(model, make_data_loader(cfg, is_train=False)[0], cfg.DATASETS.DATA, device=device)
-    return {"lr": cfg.SOLVER.BASE_LR, "epoch": epoch, "bytes": peaks[0], "mAP": 100 * results["voc"]["mAP07"], "steps": steps}
+    return {"lr": cfg.SOLVER.BASE_LR, "epoch": epoch, "bytes": memory, "mAP": 100 * results["voc"]["mAP07"], "steps": steps}
 
 
 def one_step(step, batches, iteration: int):
