@@ -59,7 +59,7 @@ def simple_commands(code: str) -> list[list[str]]:
         lexer.whitespace_split = True
         words: list[str] = []
         for word in [*lexer, ";"]:
-            if set(word) <= set("();|&<>"):
+            if word and set(word) <= set("();|&<>"):
                 commands.append(words)
                 words = []
             elif words or not re.match(r"\w+=", word):
