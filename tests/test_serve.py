@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from urllib.parse import urlsplit
 
 import browser
 import numpy as np
@@ -379,15 +380,30 @@ def test_process_ends_with_ctrl_c(weights, repository):
     command = [sys.executable, "-c", code, "demo", "--serve", "--port", "0", "--weights", weights]
     # What runs in the background of a script is started deaf to Ctrl-C, and so would be its children.
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, text=True, preexec_fn=heed) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=repository, preexec_fn=heed, **pipes) as process:
         try:
             line = process.stdout.readline()
             assert line.startswith("Open http://127.0.0.1:")
-            urllib.request.urlopen(line.split()[1], timeout=10).read()
+            connection = http.client.HTTPConnection(urlsplit(line.split()[1]).netloc, timeout=10)
+            connection.request("GET", "/")
+            connection.getresponse().read()  # and the connection stays open
             process.send_signal(signal.SIGINT)
-            assert process.wait(20) == 0
+            assert process.wait(20) == 0, process.stderr.read()
+            assert connection.sock.recv(1) == b""
         finally:
             process.kill()
+
+
+def test_connections_end_with_the_server(demo):
+    with serving(demo) as server:
+        with socket.create_connection(server.server_address) as idle:
+            idle.sendall(b"GET /model HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert idle.recv(4)
+            (thread,) = server._talking
+            server.shutdown()
+            server.server_close()
+            assert not thread.is_alive() and not server._talking
 
 
 # the page

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import hashlib
 import json
 import logging
@@ -41,6 +42,8 @@ WAITING = 4
 CONNECTIONS = 32
 BODY_SECONDS = 60
 """In which a body must have arrived."""
+LAST_SECONDS = 5
+"""In which a connection ends when the server does."""
 
 
 # ------------------------------------------------------------------------------------------------------- the verb
@@ -126,6 +129,7 @@ class DemoServer(ThreadingHTTPServer):
     def __init__(self, host: str, port: int, demo: COCODemo):
         self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         self.turns = Turns(WAITING)
+        self._talking: dict[threading.Thread, Any] = {}
         super().__init__((host, port), Handler)
         self.demo = demo
         self.page = Path(__file__).with_name("page.html").read_bytes()
@@ -142,9 +146,11 @@ class DemoServer(ThreadingHTTPServer):
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        self._talking[threading.current_thread()] = request
         try:
             super().process_request_thread(request, client_address)
         finally:
+            del self._talking[threading.current_thread()]
             self._connections.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -152,8 +158,16 @@ class DemoServer(ThreadingHTTPServer):
         logger.debug("connection of %s ended", client_address, exc_info=True)
 
     def server_close(self) -> None:
+        """Ends the connections too: a thread that still runs when the interpreter goes can abort the program."""
         super().server_close()
         self.turns.close()
+        talking = dict(self._talking)
+        for request in talking.values():
+            with contextlib.suppress(OSError):
+                request.shutdown(socket.SHUT_RDWR)
+        until = time.monotonic() + LAST_SECONDS
+        for thread in talking:
+            thread.join(max(0.0, until - time.monotonic()))
 
 
 def content_policy(page: str) -> str:

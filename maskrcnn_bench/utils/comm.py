@@ -18,6 +18,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+if dist.is_available():
+    # Its functions keep the process group that is there when they are defined, for good. The constructor of DistributedDataParallel
+    # would import them while there is one; then the threads of the group live on and abort the program when it ends.
+    import torch.distributed.nn.functional  # noqa: F401
+
 TIMEOUT = 1800.0
 """Seconds that processes wait for each other where nothing else is said: an evaluation keeps all waiting for the first one."""
 TO_ANSWER = 3.0
@@ -144,7 +149,7 @@ def stop() -> None:
     """Leaves the process group."""
     _Meeting.store = None
     if _initialised():
-        # Wrappers of models are in cycles and would keep the threads of the group, which then end the program with an abort.
+        # Wrappers of models are in cycles, and would keep the threads of the group too.
         gc.collect()
         dist.destroy_process_group()
 
