@@ -195,6 +195,27 @@ def test_a_good_file_is_fetched_once_and_loads(cache, weights, caplog):
     assert find(address).endswith(name)
 
 
+def test_an_own_catalog_names_addresses(cache, tmp_path):
+    with Server(b"PK some weights") as server:
+        address = server.address("mine.pth")
+        catalog = tmp_path / "catalog.py"
+        catalog.write_text(f"class ModelCatalog:\n    @staticmethod\n    def get(name):\n        return {{'mine': {address!r}}}[name]\n")
+        path = find_weights("catalog://mine", str(catalog), LOGGER)
+        assert find(address) == path and server.count == 1
+    assert open(path, "rb").read() == b"PK some weights"
+
+
+def test_a_path_is_a_path():
+    assert find("some/file.pth") == "some/file.pth"
+
+
+def test_without_a_network_the_error_names_the_place_for_the_file(cache):
+    with Server() as server:
+        address = server.address("weights.pth")
+    with pytest.raises(OSError, match="Without a network, put the file there yourself: .*weights.pth"):
+        find(address)
+
+
 @pytest.mark.parametrize(
     ("answer", "name", "said"),
     [

@@ -2,8 +2,6 @@
 
 import logging
 import os
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import torch
@@ -18,7 +16,6 @@ from maskrcnn_bench.utils.checkpoint import (
     DetectronCheckpointer,
     config_changes,
     describe_checkpoint,
-    find_weights,
     last_checkpoint,
     read_checkpoint,
 )
@@ -300,80 +297,3 @@ def test_a_full_disk_is_one_message_and_leaves_the_old_checkpoint(tmp_path, monk
         checkpointer.save("model_final", iteration=5)
     assert sorted(p.name for p in tmp_path.iterdir()) == before
     assert read_checkpoint(tmp_path / "model_final.pth")["iteration"] == 4
-
-
-# the net
-
-
-class Server:
-    """Serves one body at every address and counts the requests."""
-
-    def __init__(self, body, cut=0):
-        outer, self.count = self, 0
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                outer.count += 1
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body) + cut))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *arguments):
-                pass
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server.server_port}/models/weights.pth"
-
-    def __enter__(self):
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *error):
-        self.server.shutdown()
-        self.server.server_close()
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("MODEL_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-def catalog_file(folder, address):
-    path = folder / "catalog.py"
-    path.write_text(f"class ModelCatalog:\n    @staticmethod\n    def get(name):\n        return {{'mine': {address!r}}}[name]\n")
-    return str(path)
-
-
-def test_downloads_once_then_works_offline_and_notices_a_change(tmp_path, cache):
-    with Server(b"PK some weights") as server:
-        catalog = catalog_file(tmp_path, server.address)
-        path = find_weights("catalog://mine", catalog, LOGGER)
-        assert find_weights(server.address, catalog, LOGGER) == path
-        assert server.count == 1
-    assert open(path, "rb").read() == b"PK some weights"
-    assert find_weights("catalog://mine", catalog, LOGGER) == path
-    with open(path, "ab") as file:
-        file.write(b"!")
-    with pytest.raises(ValueError, match="changed since its first use"):
-        find_weights("catalog://mine", catalog, LOGGER)
-
-
-@pytest.mark.parametrize("body,cut,said", [(b"<html>login</html>", 0, "a web page"), (b"PK half", 50, "only 7 of 57 bytes|IncompleteRead")])
-def test_a_bad_answer_is_not_kept(cache, body, cut, said):
-    with Server(body, cut) as server:
-        with pytest.raises(OSError, match=said):
-            find_weights(server.address, "", LOGGER)
-    assert not [p for p in cache.rglob("*") if p.is_file()]
-
-
-def test_without_a_network_the_error_names_the_place_for_the_file(cache):
-    with Server(b"") as server:
-        address = server.address
-    with pytest.raises(OSError, match="Without a network, put the file there yourself: .*weights.pth"):
-        find_weights(address, "", LOGGER)
-
-
-def test_a_path_is_a_path():
-    assert find_weights("some/file.pth", "", LOGGER) == "some/file.pth"

@@ -14,7 +14,7 @@ from test_weights import caffe2_name, state_of
 
 from maskrcnn_bench import cli
 from maskrcnn_bench.weights import load_into, load_weights, to_detectron2, to_torchvision
-from maskrcnn_bench.weights.command import convert_file, save_atomically
+from maskrcnn_bench.weights.command import convert_file
 
 
 @pytest.fixture
@@ -151,15 +151,6 @@ def test_bad_weights_are_one_message_and_nothing_is_written(tmp_path, capsys):
     assert cli.main(["convert", str(tmp_path / "whole.pth"), str(tmp_path / "out.pth"), *other]) == 1
     assert "Do the weights belong to another architecture than the configuration?" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == before and not trap.exists()
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path):
-    target = tmp_path / "a.pth"
-    save_atomically({"x": torch.ones(1)}, target)
-    with pytest.raises((AttributeError, pickle.PicklingError)):
-        save_atomically({"x": lambda: 0}, target)
-    assert [p.name for p in tmp_path.iterdir()] == ["a.pth"] and torch.load(target)["x"] == 1
-    assert target.stat().st_mode & 0o777 & ~0o777 == 0 and target.stat().st_mode & 0o400
 
 
 def test_trimming_cuts_the_named_heads(detectron, tmp_path, repository):

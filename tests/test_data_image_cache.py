@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from oval_scenes import mask_loader
 from PIL import Image
 
 from maskrcnn_bench.config import load_config
@@ -35,20 +36,7 @@ def decoded(monkeypatch):
 
 def epochs(folder, *more):
     """The batches of two epochs: sums of pixels, boxes, and the images' numbers."""
-    opts = [
-        "DATASETS.DATA",
-        str(folder),
-        "SOLVER.IMS_PER_BATCH",
-        "4",
-        "SOLVER.MAX_ITER",
-        "6",
-        "MODEL.DEVICE",
-        "cpu",
-        "MODEL.MASK_ON",
-        "True",
-    ]
-    loader = make_data_loader(load_config(None, [*opts, "DATALOADER.NUM_WORKERS", "0", "INPUT.MIN_SIZE_TRAIN", "(64, 80)", *more]))
-    for images, targets, indices in loader:
+    for images, targets, indices in mask_loader(folder, "DATALOADER.NUM_WORKERS", "0", "INPUT.MIN_SIZE_TRAIN", "(64, 80)", *more):
         yield images.tensors.sum().item(), targets.boxes.sum().item(), indices
 
 

@@ -17,9 +17,10 @@ from pycocotools import mask as coco_mask
 from maskrcnn_bench.cli import main
 from maskrcnn_bench.data.build import make_dataset
 from maskrcnn_bench.demo import predict
-from maskrcnn_bench.demo.files import overlay_paths, save_picture, write_atomically
+from maskrcnn_bench.demo.files import overlay_paths, save_picture
 from maskrcnn_bench.demo.images import Found, find_images, read_image
 from maskrcnn_bench.demo.predictor import COCODemo
+from maskrcnn_bench.utils.files import write_atomically
 
 
 @pytest.fixture(scope="module")
@@ -392,6 +393,8 @@ def test_failed_writing_leaves_the_old_file(tmp_path):
     with pytest.raises(RuntimeError, match="disk full"):
         write_atomically(path, fail)
     assert path.read_bytes() == b"old" and files(tmp_path) == ["deep/x.json"]
+    (tmp_path / "new").touch()
+    assert path.stat().st_mode == (tmp_path / "new").stat().st_mode
 
 
 def test_kind_of_a_picture_follows_its_name_and_size(tmp_path):

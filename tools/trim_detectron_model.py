@@ -13,11 +13,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 # A checkout works without being installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from maskrcnn_bench.utils.files import write_atomically  # noqa: E402
 from maskrcnn_bench.weights import load_weights  # noqa: E402
-from maskrcnn_bench.weights.command import save_atomically  # noqa: E402
 from maskrcnn_bench.weights.names import matches  # noqa: E402
 
 LAST_LAYERS = {
@@ -41,7 +43,8 @@ def trim(source: str, target: str, heads: Sequence[str]) -> list[str]:
         if not found:
             raise ValueError(f"{source} ({loaded.kind}) has no {head} head to cut")
         cut += found
-    save_atomically({"model": {name: value for name, value in loaded.state_dict.items() if name not in cut}}, target)
+    content = {"model": {name: value for name, value in loaded.state_dict.items() if name not in cut}}
+    write_atomically(target, lambda file: torch.save(content, file), durable=True)
     return cut
 
 

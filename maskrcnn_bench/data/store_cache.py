@@ -25,6 +25,7 @@ import numpy as np
 
 from maskrcnn_bench.data.faults import Finding, check_annotations
 from maskrcnn_bench.data.store import AnnotationStore, map_array
+from maskrcnn_bench.utils.files import write_atomically
 
 # Entries of other versions are not looked at. Raise it whenever a store's arrays, or what the check finds, change.
 FORMAT = 1
@@ -99,10 +100,7 @@ def _stamp(path: Path) -> list[int]:
 
 def _write_note(note: Path, content: dict[str, Any]) -> None:
     with suppress(OSError):
-        note.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=note.parent, delete=False, encoding="utf-8") as file:
-            json.dump(content, file)
-        os.replace(file.name, note)
+        write_atomically(note, lambda file: file.write(json.dumps(content).encode()))
 
 
 # ----------------------------------------------------------------------------------------------------------- entries

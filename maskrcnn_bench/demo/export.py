@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .files import write_atomically
+from ..utils.files import write_atomically
 
 if TYPE_CHECKING:
     import numpy as np

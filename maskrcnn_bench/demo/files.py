@@ -1,12 +1,13 @@
-"""Where the pictures of images go, and writing files so that nobody sees half of one."""
+"""Where the pictures of images go."""
 
 from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..utils.files import write_atomically
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,15 +55,3 @@ def save_picture(picture: Image.Image, path: str | os.PathLike) -> None:
         write_atomically(base + ".png", lambda file: picture.save(file, "PNG"))
     else:
         write_atomically(path, lambda file: picture.save(file, "JPEG", quality=92, subsampling=0))
-
-
-def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], Any]) -> None:
-    """Writes beside the file and renames, so that nobody ever sees half of it."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    beside = f"{os.fspath(path)}.{os.getpid()}.tmp"
-    try:
-        with open(beside, "wb") as file:
-            write(file)
-        os.replace(beside, path)
-    finally:
-        Path(beside).unlink(missing_ok=True)

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..config import get_defaults
+from ..utils.files import write_atomically
 from .export import labelme_paths, require_folder, require_new_file, write_annotations, write_labelme
-from .files import overlay_paths, save_picture, write_atomically
+from .files import overlay_paths, save_picture
 from .options import count, share, share_below_one
 
 if TYPE_CHECKING:

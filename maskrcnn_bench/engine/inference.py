@@ -19,6 +19,7 @@ from maskrcnn_bench.evaluation import check_expected_results, evaluate
 from maskrcnn_bench.structures.bounding_box import BoxList
 from maskrcnn_bench.structures.boxlist_ops import boxlist_nms
 from maskrcnn_bench.utils.comm import broadcast, during, gather_items, get_world_size, is_main_process, synchronize
+from maskrcnn_bench.utils.files import write_atomically
 
 logger = logging.getLogger("maskrcnn_bench.inference")
 PREDICTIONS = "predictions.pth"
@@ -199,8 +200,7 @@ def save_predictions(predictions: Sequence[BoxList | None], folder: str, image_i
         for image_id, p in zip(image_ids, predictions, strict=True)
     ]
     path = os.path.join(folder, PREDICTIONS)
-    torch.save(plain, path + ".tmp")
-    os.replace(path + ".tmp", path)
+    write_atomically(path, lambda file: torch.save(plain, file))
 
 
 def _tensors(boxlist: BoxList) -> dict[str, torch.Tensor]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from ..utils.files import write_atomically
 from .evaluators import FlatDetections
 from .proposals import box_iou
 
@@ -37,12 +38,11 @@ class Confusion:
 
     def write(self, path: str | os.PathLike) -> None:
         """Writes a CSV file: a line for each true class, a column for each found one."""
-        part = Path(f"{path}.part")
-        with open(part, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["is \\ found as", *self.names])
-            writer.writerows([name, *row] for name, row in zip(self.names, self.matrix.tolist()))
-        os.replace(part, path)
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(["is \\ found as", *self.names])
+        writer.writerows([name, *row] for name, row in zip(self.names, self.matrix.tolist()))
+        write_atomically(path, lambda file: file.write(text.getvalue().encode()))
 
 
 def confusion_matrix(truth: dict, detections: FlatDetections, names: dict[int, str], score: float = 0.5, iou: float = 0.5) -> Confusion:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..utils.files import write_atomically
 from .confusion import Confusion
 from .evaluators import Curves
 
@@ -49,8 +50,7 @@ def draw_results(confusion: Confusion, curves: dict[str, Curves], names: dict[in
         with warnings.catch_warnings():
             # Characters that the font lacks are drawn as boxes.
             warnings.filterwarnings("ignore", message="Glyph .* missing")
-            figure.savefig(Path(folder) / f"{name}.part", format="png", dpi=120)
-        os.replace(Path(folder) / f"{name}.part", Path(folder) / name)
+            write_atomically(Path(folder) / name, lambda file, figure=figure: figure.savefig(file, format="png", dpi=120))
     return [Path(folder) / name for name in pictures]
 
 

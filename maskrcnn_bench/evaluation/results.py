@@ -7,10 +7,13 @@ Results are a plain dict: {"bbox": {"AP": ...}, "segm": {...}, "per_class": {"bb
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+
+from ..utils.files import write_atomically
 
 TASKS = ("bbox", "segm", "keypoints", "voc", "cityscapes", "box_proposal")
 
@@ -76,16 +79,14 @@ def write_results(results: dict, folder: str | os.PathLike, predictions: dict[st
     _write(folder / "results.json", json.dumps(results, indent=2) + "\n")
     per_class = results.get("per_class", {})
     if per_class:
-        with open(folder / "per_class.csv.part", "w", newline="", encoding="utf-8") as file:
-            _write_csv(file, per_class)
-        os.replace(folder / "per_class.csv.part", folder / "per_class.csv")
+        table = io.StringIO(newline="")
+        _write_csv(table, per_class)
+        _write(folder / "per_class.csv", table.getvalue())
 
 
 def _write(path: Path, text: str) -> None:
     """Puts a file in its place at once, so that an interruption leaves the old one or the new one."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def _write_csv(file, per_class: dict[str, dict[str, dict]]) -> None:

@@ -23,7 +23,8 @@ from maskrcnn_bench.config.loader import resolved
 from maskrcnn_bench.config.node import leaves
 from maskrcnn_bench.layers import _ops
 from maskrcnn_bench.utils.comm import is_main_process, plain_model
-from maskrcnn_bench.utils.download import find_weights, write_atomically
+from maskrcnn_bench.utils.download import find_weights
+from maskrcnn_bench.utils.files import write_atomically
 from maskrcnn_bench.weights import Loaded, load_into
 from maskrcnn_bench.weights.reader import read_file
 
@@ -90,7 +91,7 @@ class Checkpointer:
         self._announced.add(state)
         content = self._content(training_state) | extra
         try:
-            write_atomically(path, lambda file: torch.save(content, file))
+            write_atomically(path, lambda file: torch.save(content, file), durable=True)
         except (OSError, RuntimeError) as error:
             raise OSError(_no_room(path, content, error)) from None
         if training_state:
@@ -108,7 +109,7 @@ class Checkpointer:
 
     def tag_last_checkpoint(self, last_filename: str) -> None:
         path = os.path.join(self.save_dir, "last_checkpoint")
-        write_atomically(path, lambda file: file.write(last_filename.encode()))
+        write_atomically(path, lambda file: file.write(last_filename.encode()), durable=True)
 
     def forget_last_checkpoint(self) -> None:
         """Begins a new run in a folder: when its processes are started once more, they must not go on with the old one."""

@@ -13,13 +13,14 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import unquote, urlparse
 
 from maskrcnn_bench.config.paths_catalog import foreign_address, import_file
 from maskrcnn_bench.utils.comm import synchronize
+from maskrcnn_bench.utils.files import write_atomically
 
 _CHUNK = 1 << 20
 # What the end of a path tells about the content: torch and mmdetection write the first digits of its SHA-256 behind a dash, detectron2
@@ -118,7 +119,7 @@ def _download(address: str, path: Path) -> None:
         _check_name(address, file.name)
 
     try:
-        write_atomically(str(path), copy)
+        write_atomically(path, copy, durable=True)
     except (urllib.error.URLError, OSError) as error:
         raise OSError(f"cannot download {address} ({error}). Without a network, put the file there yourself: {path}") from None
 
@@ -160,7 +161,7 @@ def _check_digest(path: Path, address: str) -> None:
 
 def _write_note(note: Path, text: str) -> None:
     try:
-        write_atomically(str(note), lambda file: file.write(text.encode()))
+        write_atomically(note, lambda file: file.write(text.encode()), durable=True)
     except PermissionError:
         logging.getLogger(__name__).warning("cannot write %s, so a later change of the weights will not be noticed", note)
 
@@ -172,17 +173,3 @@ def hash_of(path: str | os.PathLike, kind: str = "sha256") -> str:
         while block := file.read(_CHUNK):
             digest.update(block)
     return digest.hexdigest()
-
-
-def write_atomically(path: str, write: Callable[[BinaryIO], Any]) -> None:
-    """Writes beside the file and renames, so that `path` is at any time the old content or the new one."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    beside = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(beside, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        Path(beside).unlink(missing_ok=True)

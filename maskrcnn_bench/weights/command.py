@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..utils.download import hash_of
+from ..utils.files import write_atomically
 from .convert import load_weights
 from .detectron2 import to_detectron2
 from .load import SERIOUS, Report, load_into
@@ -228,7 +227,8 @@ def convert_file(
         state = {name: value for name, value in model.state_dict().items() if ".cell_anchors." not in name}
     else:
         report, state = _report(loaded, strict), loaded.state_dict
-    save_atomically(FORMATS[to](dict(state)), target)
+    content = FORMATS[to](dict(state))
+    write_atomically(target, lambda file: torch.save(content, file), durable=True)
     return report
 
 
@@ -260,27 +260,6 @@ def _report(loaded: Loaded, strict: bool) -> Report:
     if strict and lost:
         raise ValueError(f"{report.source}: {len(lost)} tensors have no place (strict):\n  " + "\n  ".join(lost))
     return report
-
-
-def save_atomically(content: Any, target: str | Path) -> None:
-    """`torch.save` to a file that is either whole or not there."""
-    target = Path(target).absolute()
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-        # A temporary file is private; the result has the rights of any new file.
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 _RECEIPT_HELP = (
