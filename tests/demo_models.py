@@ -16,9 +16,9 @@ SMALL = ["INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96, "MODEL.ROI_HEADS.
 NAMES = ("__background__", "cat", "dog", "bird", "猫")
 
 
-def save_model(folder, family="mask_fpn", names=NAMES, **extra):
+def save_model(folder, family="mask_fpn", names=NAMES, opts=(), **extra):
     """A checkpoint of a model with random numbers."""
-    cfg, model = narrow_config(family, *SMALL), narrow_model(family, *SMALL)
+    cfg, model = narrow_config(family, *SMALL, *opts), narrow_model(family, *SMALL, *opts)
     checkpointer = DetectronCheckpointer(cfg, model, save_dir=str(folder), class_names=names)
     checkpointer.save("model_final", training_state=False, **extra)
     return folder / "model_final.pth"

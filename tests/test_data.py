@@ -205,7 +205,7 @@ def test_all_coco_photographs_read(shared_dir):
 def test_person_keypoints_of_real_photographs(shared_dir):
     folder = shared_dir / "data" / "coco_mini"
     (dataset,) = make_datasets(load_config(None, ["DATASETS.DATA", str(folder), "MODEL.KEYPOINT_ON", "True"]))
-    assert dataset.class_names == ("__background__", "person") and dataset.keypoint_names == PersonKeypoints.NAMES
+    assert dataset.class_names == ("__background__", "person") and dataset.keypoint_kind.names == PersonKeypoints.NAMES
     for i in range(len(dataset)):
         target = dataset.get_groundtruth(i)
         points = target.get_field("keypoints")

@@ -12,9 +12,10 @@ from pycocotools import mask as coco_mask
 
 from maskrcnn_bench.data import make_dataset
 from maskrcnn_bench.data.check import main
-from maskrcnn_bench.demo.export import coco_annotations, labelme_annotations, labelme_paths, point_names
+from maskrcnn_bench.demo.export import coco_annotations, labelme_annotations, labelme_paths
 from maskrcnn_bench.demo.images import Found
 from maskrcnn_bench.demo.predict import predict_main
+from maskrcnn_bench.structures.keypoint import keypoint_kind
 from maskrcnn_bench.structures.mask_outline import signed_area
 
 
@@ -84,7 +85,7 @@ def test_masks_come_back(tmp_path):
         rows.append(row | {"segmentation": rle | {"counts": rle["counts"].decode()}})
     Image.new("RGB", (120, 80)).save(tmp_path / "a.png")
     image = {"path": str(tmp_path / "a.png"), "width": 120, "height": 80}
-    (tmp_path / "a.json").write_text(labelme_annotations(image, rows, str(tmp_path)))
+    (tmp_path / "a.json").write_text(labelme_annotations(image, rows, str(tmp_path), None))
     target = make_dataset(str(tmp_path), masks=True).get_groundtruth(0)
     back = target.get_field("masks").get_mask_tensor().numpy() > 0
     assert len(target) == 2
@@ -97,7 +98,7 @@ def outlined(mask):
     rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
     row = {"category_name": "cup", "bbox": [0.0, 0.0, 1.0, 1.0], "score": 0.9, "segmentation": rle | {"counts": rle["counts"].decode()}}
     image = {"path": "a.png", "width": mask.shape[1], "height": mask.shape[0]}
-    return json.loads(labelme_annotations(image, [row], ""))["shapes"]
+    return json.loads(labelme_annotations(image, [row], "", None))["shapes"]
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.4, 0.7, 0.9]))
@@ -125,16 +126,17 @@ def test_keypoints_of_results_become_those_of_annotations(count):
     points = [value for k in range(count) for value in (10.0 + k, 20.0, 0.07)]
     row = {"image_id": 1, "category_id": 1, "category_name": "cup", "bbox": [8.0, 9.0, 30.0, 20.0], "score": 0.9, "keypoints": points}
     image = {"id": 1, "path": "a.png", "width": 80, "height": 64}
-    written = json.loads(coco_annotations([image], [row], ("__background__", "cup"), "", count))
+    kind = keypoint_kind(count)
+    written = json.loads(coco_annotations([image], [row], ("__background__", "cup"), "", kind))
     (annotation,), (category,) = written["annotations"], written["categories"]
     assert annotation["keypoints"][2::3] == [2] * count and annotation["keypoints"][0::3] == points[0::3]
     assert annotation["num_keypoints"] == count == len(category["keypoints"])
     assert category["keypoints"][0] == ("nose" if count == 17 else "point_0")
     assert ([1, 2] in category["skeleton"]) == (count == 17) and np.max(category["skeleton"], initial=1) <= count
-    assert json.loads(coco_annotations([image], [], ("__background__", "cup"), "", count))["categories"] == [category]
-    box, *dots = json.loads(labelme_annotations(image, [row], ""))["shapes"]
+    assert json.loads(coco_annotations([image], [], ("__background__", "cup"), "", kind))["categories"] == [category]
+    box, *dots = json.loads(labelme_annotations(image, [row], "", kind))["shapes"]
     assert (box["shape_type"], {one["group_id"] for one in (box, *dots)}) == ("rectangle", {1})
-    assert [(one["label"], one["points"]) for one in dots] == [(name, [[10.0 + k, 20.0]]) for k, name in enumerate(point_names(count))]
+    assert [(one["label"], one["points"]) for one in dots] == [(name, [[10.0 + k, 20.0]]) for k, name in enumerate(kind.names)]
 
 
 def test_points_of_a_group_are_keypoints(tmp_path, capsys):
@@ -142,7 +144,7 @@ def test_points_of_a_group_are_keypoints(tmp_path, capsys):
     dots = [shape(name, [[k, 6]], "point", 1) for k, name in ((5, "nose"), (9, "tail"))]
     write(tmp_path, "a", shape("dog", triangle, group=1), *dots, shape("dog", triangle, group=2), shape("nose", [[9, 9]], "point", 2))
     dataset = make_dataset(str(tmp_path), keypoints=True)
-    assert dataset.class_names == ("__background__", "dog") and dataset.keypoint_names == ("nose", "tail")
+    assert dataset.class_names == ("__background__", "dog") and dataset.keypoint_kind.names == ("nose", "tail")
     points = dataset.get_groundtruth(0).get_field("keypoints").keypoints
     assert points.tolist() == [[[5, 6, 2], [9, 6, 2]], [[9, 9, 2], [0, 0, 0]]]
     assert not make_dataset(str(tmp_path)).get_groundtruth(0).has_field("keypoints")
@@ -178,7 +180,10 @@ def test_files_without_their_images(tmp_path):
 
 def test_keypoints_come_back(tmp_path, monkeypatch):
     """What a model of three points finds is read again from either kind of file, point for point."""
-    weights = save_model(tmp_path / "model", "keypoint_fpn")
+    names = ("tip", "left foot", "right foot")
+    lines = (names[1:], names[:2])
+    opts = [f"MODEL.ROI_KEYPOINT_HEAD.{key}" for key in ("NAMES", "FLIP_PAIRS", "SKELETON")]
+    weights = save_model(tmp_path / "model", "keypoint_fpn", opts=[v for pair in zip(opts, (names, lines[:1], lines)) for v in pair])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos" / "sub").mkdir(parents=True)
     for name in ("a.png", "sub/a.png"):
@@ -191,7 +196,9 @@ def test_keypoints_come_back(tmp_path, monkeypatch):
     for source in ("photos", "out/instances_train.json"):
         dataset = make_dataset(source, keypoints=True, keep_empty=True)
         keypoints = dataset.get_groundtruth(0).get_field("keypoints")
-        assert dataset.keypoint_names == ("point_0", "point_1", "point_2") and len(keypoints) == len(rows) > 0
+        assert dataset.keypoint_kind.names == names and len(keypoints) == len(rows) > 0
+        assert dataset.keypoint_kind.skeleton == (lines if source != "photos" else ())
+        assert dataset.keypoint_kind.flip_inds() == [0, 2, 1]
         seen = keypoints.keypoints.numpy()
         assert (seen[..., :2] == found[..., :2].astype(np.float32))[seen[..., 2] == 2].all() and (seen[..., 2] == 2).any()
 

@@ -11,7 +11,7 @@ from maskrcnn_bench.demo import draw, labels
 from maskrcnn_bench.demo.draw import draw_detections
 from maskrcnn_bench.demo.labels import place_labels
 from maskrcnn_bench.structures.bounding_box import BoxList
-from maskrcnn_bench.structures.keypoint import Keypoints, PersonKeypoints
+from maskrcnn_bench.structures.keypoint import Keypoints, PersonKeypoints, keypoint_kind
 from maskrcnn_bench.structures.mask_paste import Masker
 from maskrcnn_bench.structures.segmentation_mask import SegmentationMask
 
@@ -312,10 +312,13 @@ def test_own_keypoints_have_their_own_skeleton():
     plain = np.asarray(draw.draw_keypoints(Image.new("RGB", (100, 70)), objects))
     joined = np.asarray(draw.draw_keypoints(Image.new("RGB", (100, 70)), objects, skeleton=[(0, 1)]))
     assert not plain[30, 50].any() and joined[30, 50].any()
+    kind = keypoint_kind(3, ("a", "b", "c"), skeleton=[("a", "b")])
+    objects.add_field("keypoints", kind.like(objects.get_field("keypoints").keypoints, (100, 70)))
+    assert np.array_equal(np.asarray(draw.draw_keypoints(Image.new("RGB", (100, 70)), objects)), joined)
 
 
 def test_skeleton_of_a_person_joins_sides_that_belong_together():
-    names = [(PersonKeypoints.NAMES[a], PersonKeypoints.NAMES[b]) for a, b in draw.PERSON_SKELETON]
+    names = PersonKeypoints.SKELETON
     assert ("left_hip", "left_knee") in names and ("right_elbow", "right_wrist") in names
     crossing = [pair for pair in names if {p.split("_")[0] for p in pair} == {"left", "right"}]
     assert all(a.split("_")[1] == b.split("_")[1] for a, b in crossing)

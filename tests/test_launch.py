@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+import yaml
 from models import narrow_model, scene
 from torch import nn
 from torch._utils import ExceptionWrapper
@@ -74,6 +75,17 @@ def trained(place):
     """A run of six iterations, tested at the end, in place/"straight"."""
     assert train_main(words(place, "straight")) == 0
     return place
+
+
+def test_names_of_keypoints_come_from_the_data_and_stay_with_the_weights(place, repository):
+    (place / "points.yaml").write_text(NARROW.format(base=repository / "configs" / "e2e_keypoint_rcnn_R_50_FPN_1x.yaml"))
+    opts = ["MODEL.ROI_KEYPOINT_HEAD.CONV_LAYERS", "(8,)", "SOLVER.MAX_ITER", "1", "SOLVER.WARMUP_ITERS", "0"]
+    given = ["--config-file", str(place / "points.yaml"), "--data", str(place / "toy"), "--output", str(place / "points")]
+    assert train_main([*given, "--skip-test", *opts]) == 0
+    head = yaml.safe_load(read_checkpoint(place / "points" / "model_final.pth")["config"])["MODEL"]["ROI_KEYPOINT_HEAD"]
+    names = json.loads((place / "toy/annotations/keypoints_train.json").read_text())["categories"][0]["keypoints"]
+    assert head["NAMES"] == names and head["NUM_CLASSES"] == 3
+    assert head["SKELETON"] == [names[:2], names[1:], [names[2], names[0]]] and head["FLIP_PAIRS"] == [names[1:]]
 
 
 # arguments

@@ -67,6 +67,24 @@ def test_the_static_graph_gives_the_same(parity, shared_dir, capsys, name):
     assert code == 0, capsys.readouterr().out
 
 
+def test_gradients_of_a_shared_layer_are_found_by_either_name(parity, monkeypatch):
+    shared, other = torch.nn.Linear(2, 1, bias=False), torch.nn.Linear(2, 1, bias=False)
+    model = torch.nn.ModuleDict({"box": shared, "mask": shared, "rpn": other})
+    (shared(torch.tensor([3.0, 4.0])) + other(torch.tensor([0.0, 12.0]))).sum().backward()
+
+    class Recorded(dict):
+        arrays = {"grad.names": np.array(["theirs.mask", "rpn.weight"])}
+
+        def noise(self, name):
+            return 0.0
+
+    check = parity.Check.__new__(parity.Check)
+    check.model, check.rows, check.our_names = model, [], {"theirs.mask": "mask.weight"}
+    check.fixture = Recorded({"grad.norms": np.array([5.0, 12.0]), "grad.total": 13.0})
+    check.check_gradients()
+    assert [row.difference for row in check.rows] == [0, 0]
+
+
 def test_a_wrong_number_is_found(parity, shared_dir, capsys):
     """Another rule for the RoIs' corners must show in the box head, and not before."""
     check = parity.Check(parity.Fixture(shared_dir / "parity" / FIXTURES[0]), [])

@@ -182,9 +182,13 @@ def test_a_model_without_box_head_is_refused():
         TestTimeAugmentation(narrow_model("rpn_fpn"), make_passes(0, True, False))
 
 
-def test_averaged_keypoints_of_mirrored_boxes_are_mirrored_with_left_and_right_exchanged():
+OWN = {"NUM_CLASSES": 3, "NAMES": ("port", "starboard", "bow"), "FLIP_PAIRS": (("port", "starboard"),)}
+
+
+@pytest.mark.parametrize("keys", [{"NUM_CLASSES": 17}, OWN], ids=["person", "own"])
+def test_averaged_keypoints_of_mirrored_boxes_are_mirrored_with_left_and_right_exchanged(keys):
     images = symmetric_images()
-    model = detector("keypoint_fpn", "MODEL.ROI_KEYPOINT_HEAD.NUM_CLASSES", 17)
+    model = detector("keypoint_fpn", *[word for key, value in keys.items() for word in (f"MODEL.ROI_KEYPOINT_HEAD.{key}", value)])
     augmented = TestTimeAugmentation(model, make_passes(0, True, False))
     boxes = torch.tensor([[10.0, 12, 50, 70]]).expand(2, 1, 4)
     maps = []
@@ -193,11 +197,12 @@ def test_averaged_keypoints_of_mirrored_boxes_are_mirrored_with_left_and_right_e
         with torch.no_grad():
             passes = [augmented._maps(images, mirrored, detections).get_field("heat_maps") for mirrored in (False, True)]
         maps.append(torch.stack(passes).mean(dim=0))
-    names = PersonKeypoints.NAMES
+    names = keys.get("NAMES", PersonKeypoints.NAMES)
+    other_side = dict(zip(("left", "right", "port", "starboard"), ("right", "left", "starboard", "port")))
     for k, name in enumerate(names):
-        other = names.index(name.replace("left", "RIGHT").replace("right", "left").replace("RIGHT", "right"))
+        other = names.index("_".join(other_side.get(word, word) for word in name.split("_")))
         torch.testing.assert_close(maps[0][:, :, k], maps[1][:, :, other].flip(-1), rtol=1e-3, atol=1e-4)
     assert (maps[0] - maps[1].flip(-1)).abs().max() > 1e-3
     with torch.no_grad():
         out = augmented(images)
-    assert out[0].get_field("keypoints").keypoints.shape[1:] == (17, 3)
+    assert out[0].get_field("keypoints").keypoints.shape[1:] == (len(names), 3)

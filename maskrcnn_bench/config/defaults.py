@@ -459,6 +459,13 @@ _C.within("MODEL.ROI_KEYPOINT_HEAD.RESOLUTION", 1)
 # Kinds of keypoints of an object, not of objects.
 _C.MODEL.ROI_KEYPOINT_HEAD.NUM_CLASSES = 17
 _C.within("MODEL.ROI_KEYPOINT_HEAD.NUM_CLASSES", 1)
+# What the points are called; () is a person's where there are 17. A training takes it from the data where it is not set, with
+# NUM_CLASSES and the next two.
+_C.MODEL.ROI_KEYPOINT_HEAD.NAMES = ()
+# Pairs of NAMES that change places in a mirror: (("left_eye", "right_eye"),). Test-time augmentation turns its mirrored maps back by them.
+_C.MODEL.ROI_KEYPOINT_HEAD.FLIP_PAIRS = ()
+# Pairs of NAMES that a line joins in pictures.
+_C.MODEL.ROI_KEYPOINT_HEAD.SKELETON = ()
 # Reuse the features of the box head instead of pooling again.
 _C.MODEL.ROI_KEYPOINT_HEAD.SHARE_BOX_FEATURE_EXTRACTOR = True
 

@@ -123,7 +123,7 @@ def _joined_field(value: Any, other: Any, counts: tuple[int, int]) -> Any:
     if isinstance(value, SegmentationMask):
         return SegmentationMask([*value.instances, *other.instances], value.size, value.mode)
     if isinstance(value, Keypoints):
-        return type(value)(torch.cat([value.keypoints, other.keypoints]), value.size, value.mode, value.names, value.flip_map)
+        return value.like(torch.cat([value.keypoints, other.keypoints]))
     if isinstance(value, Tensor):
         return torch.cat([value, other])
     if isinstance(value, list) and (len(value), len(other)) == counts:

@@ -213,4 +213,4 @@ def _moved_points(target: BoxList, places: Tensor, size: tuple[int, int], mirror
     points[..., :2] -= target.pixel / 2
     points = torch.where(outside[..., None], 0.0, points)
     order = before.flip_inds() if mirrored else list(range(points.shape[1]))
-    return type(before)(points[:, order], size, before.mode, before.names, before.flip_map)
+    return before.like(points[:, order], size)

@@ -112,13 +112,13 @@ def as_jpeg(demo: COCODemo, picture: Image.Image, score: float, opacity: float) 
 
 def description(demo: COCODemo) -> dict[str, Any]:
     """The answer of /model."""
-    from .draw import PERSON_SKELETON, colors_of
+    from .draw import colors_of
 
     colors = colors_of(range(len(demo.CATEGORIES))).tolist()
     return {
         "classes": list(demo.CATEGORIES),
         "colors": ["#{:02x}{:02x}{:02x}".format(*color) for color in colors],
-        "skeleton": PERSON_SKELETON,
+        "skeleton": [] if demo.keypoint_kind is None else demo.keypoint_kind.joined(),
         "score": demo.confidence_threshold,
         "masks": demo.has_masks,
         "device": str(demo.device),

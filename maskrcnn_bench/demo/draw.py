@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from ..structures.bounding_box import BoxList
-from ..structures.keypoint import PersonKeypoints
+from ..structures.keypoint import keypoint_kind
 from ..structures.mask_paste import paste_rle
 from ..structures.segmentation_mask import Bitmap, SegmentationMask
 from .labels import font_for, place_labels, shorten, writable
@@ -24,16 +24,6 @@ from .labels import font_for, place_labels, shorten, writable
 _HEX = "E69F00 56B4E9 009E73 F0E442 0072B2 D55E00 CC79A7 9030FC CCFCC0 E40048 00FCF0 9078FC A8C060 90CC90 9CFC90 A84884"
 PALETTE = np.array([tuple(bytes.fromhex(color)) for color in _HEX.split()], dtype=np.uint8)
 """RGB. [16, 3]"""
-
-PERSON_SKELETON = tuple(
-    (PersonKeypoints.NAMES.index(a), PersonKeypoints.NAMES.index(b))
-    for a, b in (
-        *(("left_eye", "right_eye"), ("nose", "left_eye"), ("nose", "right_eye"), ("left_eye", "left_ear"), ("right_eye", "right_ear")),
-        *((f"{s}_{a}", f"{s}_{b}") for s in ("left", "right") for a, b in (("ear", "shoulder"), ("shoulder", "elbow"), ("elbow", "wrist"))),
-        *((f"{s}_{a}", f"{s}_{b}") for s in ("left", "right") for a, b in (("shoulder", "hip"), ("hip", "knee"), ("knee", "ankle"))),
-        *(("left_shoulder", "right_shoulder"), ("left_hip", "right_hip")),
-    )
-)
 """Pairs of points that a line joins, of the 17 points of a person."""
 
 KEYPOINT_LOGIT = 2.0
@@ -62,7 +52,7 @@ def draw_detections(
         class_names: by label, background first.
         score_thresh: only objects with a higher score are drawn.
         mask_opacity: 0 to 1.
-        skeleton: pairs of keypoints to join; None joins those of a person when there are 17.
+        skeleton: pairs of keypoints to join; None joins those that the keypoints name.
         enlarge: whole factor by which the picture grows first, so that names in a small one can be read.
     """
     picture = to_picture(image)
@@ -223,7 +213,7 @@ def draw_keypoints(picture: Image.Image, boxlist: BoxList, skeleton: Sequence[tu
     if not isinstance(field, torch.Tensor) and "logits" in field.extra_fields:
         seen = field.get_field("logits") > KEYPOINT_LOGIT
     if skeleton is None:
-        skeleton = PERSON_SKELETON if points.shape[1] == len(PersonKeypoints.NAMES) else ()
+        skeleton = (keypoint_kind(points.shape[1]) if isinstance(field, torch.Tensor) else field).joined()
     for person, visible, color in zip(points[..., :2].tolist(), seen.tolist(), colors_of(_labels(boxlist)).tolist()):
         for a, b in skeleton:
             if visible[a] and visible[b]:

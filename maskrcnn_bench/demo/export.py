@@ -13,6 +13,7 @@ from ..utils.files import write_atomically
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..structures.keypoint import Keypoints
     from .images import Found
 
 VISIBLE = 2
@@ -78,36 +79,31 @@ def _labelme_path(found: Found, folder: str) -> str:
 
 
 def write_annotations(
-    path: str, images: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], class_names: Sequence[str], num_keypoints: int
+    path: str, images: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], class_names: Sequence[str], points: Keypoints | None
 ) -> None:
     """Writes a COCO file, with the arguments of `coco_annotations`."""
-    text = coco_annotations(images, rows, class_names, os.path.dirname(path), num_keypoints)
+    text = coco_annotations(images, rows, class_names, os.path.dirname(path), points)
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def write_labelme(paths: Mapping[int, str], images: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> None:
+def write_labelme(
+    paths: Mapping[int, str], images: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], points: Keypoints | None
+) -> None:
     """Writes LabelMe's file of each image that was read, where `labelme_paths` says."""
     of_image: dict[int, list[dict[str, Any]]] = {}
     for row in rows:
         of_image.setdefault(row["image_id"], []).append(row)
     for image in images:
         path = paths[image["id"]]
-        text = labelme_annotations(image, of_image.get(image["id"], []), os.path.dirname(path))
+        text = labelme_annotations(image, of_image.get(image["id"], []), os.path.dirname(path), points)
         write_atomically(path, lambda file, text=text: file.write(text.encode()))
-
-
-def point_names(count: int) -> list[str]:
-    """Names for the keypoints of an object: those of COCO's persons where there are as many."""
-    from ..structures.keypoint import PersonKeypoints
-
-    return list(PersonKeypoints.NAMES) if count == len(PersonKeypoints.NAMES) else [f"point_{k}" for k in range(count)]
 
 
 # ------------------------------------------------------------------------------------------------------- COCO
 
 
 def coco_annotations(
-    images: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], class_names: Sequence[str], folder: str, num_keypoints: int = 0
+    images: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], class_names: Sequence[str], folder: str, points: Keypoints | None
 ) -> str:
     """The text of a COCO file.
 
@@ -116,7 +112,7 @@ def coco_annotations(
         rows: detections in the form of COCO's results; those of other images are left out.
         class_names: by label, background first.
         folder: where the file will be; paths of images are relative to it.
-        num_keypoints: of an object of the model; 0 without.
+        points: what kind of keypoints the objects of the model have; None without.
     """
     listed = [
         {"id": one["id"], "file_name": _relative(one["path"], folder), "width": one["width"], "height": one["height"]} for one in images
@@ -124,18 +120,10 @@ def coco_annotations(
     known = {image["id"] for image in listed}
     mine = [row for row in rows if row["image_id"] in known]
     annotations = [_annotation(row, number) for number, row in enumerate(mine, start=1)]
-    points = _points_of_category(num_keypoints) if num_keypoints else {}
-    categories = [{"id": label, "name": name} | points for label, name in enumerate(class_names) if label]
-    return json.dumps({"images": listed, "annotations": annotations, "categories": categories}, ensure_ascii=False)
-
-
-def _points_of_category(count: int) -> dict[str, Any]:
-    from ..structures.keypoint import PersonKeypoints
-    from .draw import PERSON_SKELETON
-
     # COCO counts points from 1.
-    skeleton = [[a + 1, b + 1] for a, b in PERSON_SKELETON] if count == len(PersonKeypoints.NAMES) else []
-    return {"keypoints": point_names(count), "skeleton": skeleton}
+    more = {"keypoints": [*points.names], "skeleton": [[a + 1, b + 1] for a, b in points.joined()]} if points is not None else {}
+    categories = [{"id": label, "name": name} | more for label, name in enumerate(class_names) if label]
+    return json.dumps({"images": listed, "annotations": annotations, "categories": categories}, ensure_ascii=False)
 
 
 def _relative(path: str, folder: str) -> str:
@@ -160,27 +148,29 @@ def _annotation(row: dict[str, Any], number: int) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------- LabelMe
 
 
-def labelme_annotations(image: dict[str, Any], rows: Sequence[dict[str, Any]], folder: str) -> str:
+def labelme_annotations(image: dict[str, Any], rows: Sequence[dict[str, Any]], folder: str, points: Keypoints | None) -> str:
     """The text of LabelMe's file of one image: polygons, or rectangles where there are no masks, and keypoints as points.
 
     Args:
         image: `path`, `width` and `height`.
         rows: its detections in the form of COCO's results, with `category_name`.
         folder: where the file will be; the path of the image is relative to it.
+        points: what kind of keypoints the objects of the model have; None without.
     """
-    shapes = [shape for number, row in enumerate(rows, start=1) for shape in _shapes(row, number)]
+    names = () if points is None else points.names
+    shapes = [shape for number, row in enumerate(rows, start=1) for shape in _shapes(row, number, names)]
     out = {"version": "5.0.0", "flags": {}, "shapes": shapes, "imagePath": _relative(image["path"], folder), "imageData": None}
     return json.dumps(out | {"imageHeight": image["height"], "imageWidth": image["width"]}, ensure_ascii=False)
 
 
-def _shapes(row: dict[str, Any], number: int) -> list[dict[str, Any]]:
+def _shapes(row: dict[str, Any], number: int, names: Sequence[str]) -> list[dict[str, Any]]:
     """A detection as shapes; those of an object of several have its number as their group."""
     x, y, width, height = row["bbox"]
     outlines, kind = [[[x, y], [x + width, y + height]]], "rectangle"
     if "segmentation" in row:
         outlines, kind = _polygons(row["segmentation"]), "polygon"
     values = row.get("keypoints", [])
-    points = dict(zip(point_names(len(values) // 3), zip(values[::3], values[1::3]))) if outlines else {}
+    points = dict(zip(names, zip(values[::3], values[1::3]))) if outlines else {}
     group = number if len(outlines) + len(points) > 1 else None
     common = {"group_id": group, "flags": {}, "description": f"score {row['score']:.3f}"}
     shapes = [common | {"label": row["category_name"], "shape_type": kind, "points": outline} for outline in outlines]

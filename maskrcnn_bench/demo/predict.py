@@ -153,10 +153,10 @@ def _predict(args: argparse.Namespace) -> int:
     seconds = time.perf_counter() - begin
     numbers = _write_numbers(results.rows, args.output, args.csv)
     if args.annotations:
-        write_annotations(args.annotations, results.images, results.rows, demo.CATEGORIES, demo.num_keypoints)
+        write_annotations(args.annotations, results.images, results.rows, demo.CATEGORIES, demo.keypoint_kind)
         numbers += f", annotations in {args.annotations}"
     if args.labelme:
-        write_labelme(labelme, results.images, results.rows)
+        write_labelme(labelme, results.images, results.rows, demo.keypoint_kind)
         numbers += f", LabelMe's files in {args.labelme}"
     pictures = "beside the images" if args.beside else f"in {args.output}"
     print(_summary(results, len(photos), len(videos), seconds) + f"; pictures {pictures}, numbers in {numbers}")

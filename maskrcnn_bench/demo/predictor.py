@@ -95,11 +95,11 @@ class COCODemo:
         rules = get_dialect(cfg.MODEL.DIALECT)
         self.mask_rule, self._clip = rules.mask_paste, rules.clip_rescaled
         self.has_masks = bool(cfg.MODEL.MASK_ON)
-        self.num_keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_CLASSES if cfg.MODEL.KEYPOINT_ON else 0
         self.mask_threshold = cfg.MODEL.ROI_MASK_HEAD.POSTPROCESS_MASKS_THRESHOLD
         self.masker = Masker(-1 if show_mask_heatmaps else self.mask_threshold, padding=1, rule=self.mask_rule)
         self.device = resolve_device(cfg.MODEL.DEVICE)
         self.model = build_detection_model(cfg)
+        self.keypoint_kind = self.model.roi_heads.keypoint.kind if cfg.MODEL.KEYPOINT_ON and not cfg.MODEL.RPN_ONLY else None
         weights = weight_loading or last_checkpoint(cfg.OUTPUT_DIR) or cfg.MODEL.WEIGHT
         names = _load_trained(cfg, self.model, os.fspath(weights)).get("class_names", ())
         if type(self).CATEGORIES is COCODemo.CATEGORIES:

@@ -108,7 +108,7 @@ def _joined(found: Sequence[BoxList]) -> BoxList:
 
 def _joined_points(values: Sequence[Keypoints]) -> Keypoints:
     first = values[0]
-    out = type(first)(torch.cat([one.keypoints for one in values]), first.size, first.mode, first.names, first.flip_map)
+    out = first.like(torch.cat([one.keypoints for one in values]))
     for name in first.extra_fields:
         out.add_field(name, torch.cat([one.get_field(name) for one in values]))
     return out

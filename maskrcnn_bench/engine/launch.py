@@ -190,7 +190,7 @@ def _training_data(cfg: Any, run: Run) -> tuple[Any, Any]:
     loader = _make_loader(cfg, run.device, is_train=True)
     names = loader.dataset.class_names
     run.logger.info("%s", _describe_classes(names))
-    cfg = _with_classes(cfg, key, len(names), run)
+    cfg = _with_points(_with_classes(cfg, key, len(names), run), loader.dataset, run)
     cfg, lines = schedule_from_epochs(cfg, run.command_keys, _epoch_length(loader))
     log_lines(run.logger, lines)
     run.logger.info("%s", describe_length(cfg, len(loader.dataset), _epoch_length(loader)))
@@ -222,6 +222,23 @@ def _with_classes(cfg: Any, key: str, count: int, run: Run) -> Any:
     if configured > count:
         run.logger.info("%s is %d, the data has %d with background: the others are never learnt", key, configured, count)
     return cfg
+
+
+def _with_points(cfg: Any, dataset: Any, run: Run) -> Any:
+    """Takes what the keypoints are called, and how many there are, from the data where nobody said it."""
+    kind = getattr(dataset, "keypoint_kind", None)
+    head = "MODEL.ROI_KEYPOINT_HEAD"
+    if not cfg.MODEL.KEYPOINT_ON or kind is None or f"{head}.NAMES" in run.file_keys | run.command_keys:
+        return cfg
+    count = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_CLASSES
+    if count != len(kind.names):
+        if f"{head}.NUM_CLASSES" in run.file_keys | run.command_keys:
+            return cfg
+        run.logger.info("%s.NUM_CLASSES: %d, from the data", head, len(kind.names))
+    pairs = {"FLIP_PAIRS": tuple(kind.flip_map.items()), "SKELETON": kind.skeleton}
+    return changed(
+        cfg, {f"{head}.{name}": value for name, value in {"NUM_CLASSES": len(kind.names), "NAMES": kind.names, **pairs}.items()}
+    )[0]
 
 
 def _make_model(cfg: Any, run: Run, class_names: Sequence[str]) -> nn.Module:
@@ -413,7 +430,7 @@ def test(args: argparse.Namespace) -> int:
     names = tester.loaders[0].dataset.class_names
     if known and not tester.options["box_only"]:
         _match_classes(weights, known, tester, run)
-    cfg = _with_classes(cfg, key, len(known or names), run)
+    cfg = _with_points(_with_classes(cfg, key, len(known or names), run), tester.loaders[0].dataset, run)
     model = _make_model(cfg, run, known or names)
     DetectronCheckpointer(cfg, model, save_to_disk=False).load_weights(weights)
     tester.model = _for_test(cfg, run.device, model)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from maskrcnn_bench.structures.bounding_box import BoxListBatch, Detections, fill_unused
 from maskrcnn_bench.structures.image_list import ImageList, ImageVersions
-from maskrcnn_bench.structures.keypoint import PersonKeypoints
 
 MAPS = {"mask": "mask", "keypoint": "heat_maps"}  # the field that each further head answers
 
@@ -99,9 +98,11 @@ class TestTimeAugmentation(nn.Module):
         boxes = torch.cat([low, torch.where(high - low + detections.pixel < 0, low, high)], dim=-1)
         seen = Detections(fill_unused(boxes, detections.valid), detections.valid, images.sizes, detections.fields, pixel=detections.pixel)
         for name in self.model.roi_heads.further:
-            seen = getattr(self.model.roi_heads, name)(features, seen)
+            head = getattr(self.model.roi_heads, name)
+            seen = head(features, seen)
             if mirrored:
-                seen.add_field(MAPS[name], mirror_maps(seen.get_field(MAPS[name])))
+                places = head.kind.flip_inds() if name == "keypoint" else [0]
+                seen.add_field(MAPS[name], mirror_maps(seen.get_field(MAPS[name]), places))
         return seen
 
 
@@ -132,10 +133,7 @@ def rescale_boxes(boxes: Tensor, sizes: Tensor, new_sizes: Tensor) -> Tensor:
     return boxes * ratio.view(-1, *[1] * (boxes.dim() - 2), 4)
 
 
-def mirror_maps(maps: Tensor) -> Tensor:
-    """Masks or heat maps [N, D, Kp, S, S] as a mirror shows them: of a person's keypoints, left and right change places."""
-    if maps.shape[2] != len(PersonKeypoints.NAMES):
-        return maps.flip(-1)
-    swapped = PersonKeypoints(torch.zeros(0, maps.shape[2], 3), (1, 1)).flip_inds()
+def mirror_maps(maps: Tensor, places: Sequence[int]) -> Tensor:
+    """Masks or heat maps [N, D, Kp, S, S] as a mirror shows them: at each place the map of `places` there, of left for right."""
     # A stack of slices: an index list would be copied to the device.
-    return torch.stack([maps[:, :, k] for k in swapped], dim=2).flip(-1)
+    return torch.stack([maps[:, :, k] for k in places], dim=2).flip(-1)

@@ -17,6 +17,7 @@ from ..config.dialect import Dialect, get_dialect
 from ..layers.blocks import FixedStatisticsBatchNorm2d, FrozenBatchNorm2d, NormFactory, conv, group_norm, with_input_channels
 from ..layers.masked_norm import MaskedBatchNorm2d
 from ..layers.soft_nms import soft_nms
+from ..structures.keypoint import Keypoints, keypoint_kind
 from . import pooler_types, registry
 from .backbone.fbnet import FBNetBuilder, FBNetROIHead, FBNetRPNHead, FBNetTrunk, architecture
 from .backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
@@ -604,9 +605,17 @@ def build_keypoint_head(cfg: Any, in_channels: int, box: ROIBoxHead) -> ROIKeypo
         predictor=registry.ROI_KEYPOINT_PREDICTOR[keys.PREDICTOR](cfg, extractor.out_channels),
         loss=KeypointLoss(keys.RESOLUTION, d.keypoints_in_object),
         result=KEYPOINT_RESULTS[d.keypoint_score],
+        kind=_keypoint_kind(keys),
         share_box_features=share,
         static_shapes=cfg.MODEL.STATIC_SHAPES,
     )
+
+
+def _keypoint_kind(keys: Any) -> Keypoints:
+    try:
+        return keypoint_kind(keys.NUM_CLASSES, keys.NAMES, keys.FLIP_PAIRS, keys.SKELETON)
+    except ValueError as error:
+        raise ValueError(f"MODEL.ROI_KEYPOINT_HEAD.NUM_CLASSES, NAMES, FLIP_PAIRS and SKELETON: {error}") from None
 
 
 def build_cascade_heads(cfg: Any, in_channels: int) -> CascadeROIHeads:

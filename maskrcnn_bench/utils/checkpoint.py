@@ -29,7 +29,7 @@ from maskrcnn_bench.weights import Loaded, load_into
 from maskrcnn_bench.weights.reader import read_file
 
 FORMAT = "maskrcnn_bench"
-_HALF = re.compile(r"(model_\w+\.pth|last_checkpoint)\.\d+\.tmp")
+_HALF = re.compile(r".+\.\d+\.tmp")
 _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
 
 
@@ -118,7 +118,7 @@ class Checkpointer:
 
     def _remove_old(self) -> None:
         # Halves of files that a kill left.
-        for path in Path(self.save_dir).glob("*.tmp"):
+        for path in Path(self.save_dir).rglob("*.tmp"):
             if _HALF.fullmatch(path.name):
                 path.unlink(missing_ok=True)
         if self.keep_last > 0:

@@ -12,10 +12,10 @@ from torch.utils.data import Dataset
 
 
 class ConcatDataset(TorchConcatDataset):
-    """Data sets with the same classes, one after the other.
+    """Data sets with the same classes and kinds of keypoints, one after the other.
 
     Raises:
-        ValueError: when their classes differ.
+        ValueError: when these differ.
     """
 
     def __init__(self, datasets: Sequence[Dataset]):
@@ -24,7 +24,11 @@ class ConcatDataset(TorchConcatDataset):
         for other in names[1:]:
             if other != names[0]:
                 raise ValueError(f"data sets to join: different classes {names[0]} and {other}; name those to use in DATASETS.CLASSES")
-        self.class_names = names[0]
+        kinds = [getattr(dataset, "keypoint_kind", None) for dataset in self.datasets]
+        points = [() if kind is None else kind.names for kind in kinds]
+        if len(set(points)) > 1:
+            raise ValueError(f"data sets to join: different keypoints {' and '.join(str(one) for one in points)}")
+        self.class_names, self.keypoint_kind = names[0], kinds[0]
         self.categories = dict(enumerate(self.class_names[1:], start=1))
 
     def get_idxs(self, i: int) -> tuple[int, int]:

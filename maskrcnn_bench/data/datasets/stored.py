@@ -18,7 +18,7 @@ from maskrcnn_bench.data.faults import apply_policy, check_annotations, missing_
 from maskrcnn_bench.data.image_cache import ImageCache
 from maskrcnn_bench.data.store import NO_MASK, AnnotationStore
 from maskrcnn_bench.structures.bounding_box import BoxList
-from maskrcnn_bench.structures.keypoint import Keypoints, PersonKeypoints
+from maskrcnn_bench.structures.keypoint import Keypoints, PersonKeypoints, flip_map_from_names, keypoint_kind
 from maskrcnn_bench.structures.segmentation_mask import SegmentationMask
 
 BACKGROUND = "__background__"
@@ -124,20 +124,28 @@ class StoredDataset(Dataset):
             raise FileNotFoundError(f"{path} {why}, and the annotations of image {store.image_label(i)} do not say its size")
 
     def _name_points(self) -> None:
-        names = [c["keypoints"] for c in self.annotations.categories if "keypoints" in c and c["name"] in self.class_names]
-        self.keypoint_names = tuple(names[0]) if names and self.annotations.keypoints is not None else ()
-        if self.annotations.keypoints is not None and not names:
-            self.keypoint_names = tuple(f"point_{k}" for k in range(self.annotations.keypoints.shape[1] // 3))
-        pairs = [c["flip_pairs"] for c in self.annotations.categories if "flip_pairs" in c and c["name"] in self.class_names]
-        self.keypoint_flips = self._read_flips(pairs[0]) if pairs and self.keypoint_names else None
+        """Sets `keypoint_kind`: no points, with the names, pairs and lines that a category gives; None without keypoints."""
+        self.keypoint_kind = None
+        if self.annotations.keypoints is None:
+            return
+        mine = [c for c in self.annotations.categories if c["name"] in self.class_names]
+        count = self.annotations.keypoints.shape[1] // 3
+        names = next((c["keypoints"] for c in mine if "keypoints" in c), ())
+        if names and (len(names) != count or len(set(names)) != count):
+            logger.warning("%s: %d keypoints need as many different names, not %s; they get numbers", self.annotations.source, count, names)
+            names = ()
+        pairs = next((c["flip_pairs"] for c in mine if "flip_pairs" in c), None)
+        flips = [*flip_map_from_names(names).items()] if pairs is None or not names else self._read_flips(pairs, names)
+        self.keypoint_kind = keypoint_kind(
+            count, names, flips, _read_lines(next((c["skeleton"] for c in mine if "skeleton" in c), ()), names)
+        )
 
-    def _read_flips(self, pairs: Any) -> dict[str, str]:
+    def _read_flips(self, pairs: Any, names: Sequence[str]) -> list[list[str]]:
         """Keypoints that change places in a mirror, from a category's `flip_pairs`, where names do not say left and right."""
-        known = set(self.keypoint_names)
-        if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 and known.issuperset(p) for p in pairs):
-            what = f"`flip_pairs` of a category: expected pairs of names such as {[list(self.keypoint_names[:2])]}, got {pairs!r}"
-            raise ValueError(f"{self.annotations.source}: {what}; its keypoints are {', '.join(self.keypoint_names)}")
-        return {left: right for left, right in pairs}
+        if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 and set(names).issuperset(p) for p in pairs):
+            what = f"`flip_pairs` of a category: expected pairs of names such as {[list(names[:2])]}, got {pairs!r}"
+            raise ValueError(f"{self.annotations.source}: {what}; its keypoints are {', '.join(names)}")
+        return pairs
 
     def _select(self, remove_empty: bool) -> np.ndarray:
         """Positions in the store of the images to use. [len(self)] int64"""
@@ -148,7 +156,7 @@ class StoredDataset(Dataset):
         wide = self.usable & (store.boxes[:, 2:] > 1).all(axis=1)
         kept = np.bincount(store.annotation_images[wide], minlength=len(store)) > 0
         if store.keypoints is not None:
-            least = MIN_PERSON_POINTS if self.keypoint_names == PersonKeypoints.NAMES else 1
+            least = MIN_PERSON_POINTS if isinstance(self.keypoint_kind, PersonKeypoints) else 1
             points = (store.keypoints[:, 2::3] > 0).sum(axis=1) * self.usable
             kept &= np.bincount(store.annotation_images, weights=points, minlength=len(store)) >= least
         if not kept.any():
@@ -244,11 +252,16 @@ class StoredDataset(Dataset):
         return [ring for ring in mask if len(ring) >= 6 and len(ring) % 2 == 0]
 
     def _points(self, rows: np.ndarray, size: tuple[int, int]) -> Keypoints:
-        points = torch.from_numpy(self.annotations.keypoints[rows].astype(np.float32)).reshape(len(rows), len(self.keypoint_names), 3)
-        if self.keypoint_names == PersonKeypoints.NAMES:
-            return PersonKeypoints(points, size)
-        return Keypoints(points, size, names=self.keypoint_names, flip_map=self.keypoint_flips)
+        points = torch.from_numpy(self.annotations.keypoints[rows].astype(np.float32))
+        return self.keypoint_kind.like(points, size)
 
     def coco_json(self) -> dict:
         """All sound annotations as COCO has them, crowds and every image of the file included, for evaluators."""
         return self.annotations.coco_dict(~self.faulty)
+
+
+def _read_lines(skeleton: Any, names: Sequence[str]) -> list[tuple[str, str]]:
+    """Names that a category's `skeleton` joins: pairs of places, counted from 1. Others, which pictures can do without, are left out."""
+    places = range(1, len(names) + 1)
+    pairs = [pair for pair in skeleton if len(pair) == 2 and all(place in places for place in pair)] if isinstance(skeleton, list) else []
+    return [(names[a - 1], names[b - 1]) for a, b in pairs]

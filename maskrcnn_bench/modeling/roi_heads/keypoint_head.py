@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...structures.bounding_box import BoxList, BoxListBatch, Detections
-from ...structures.keypoint import Keypoints, PersonKeypoints
+from ...structures.keypoint import Keypoints
 from ..losses import count, cross_entropy
 from ..poolers import RoIs, is_static
 from .positives import PositivesHead, init_fan_out, require_side
@@ -145,12 +145,11 @@ KEYPOINT_RESULTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"logi
 """The third number of a found point, from what `locate` answers: 1 (the score stands in the field `logits`), or its share. -> [n, Kp, 3]"""
 
 
-def read_heat_maps(boxlist: BoxList, result: Callable[[Tensor, Tensor, Tensor], Tensor]) -> BoxList:
-    """Replaces the field `heat_maps` of detections by `keypoints`, with the field `logits` [n, Kp]."""
+def read_heat_maps(boxlist: BoxList, result: Callable[[Tensor, Tensor, Tensor], Tensor], kind: Keypoints) -> BoxList:
+    """Replaces the field `heat_maps` of detections by `keypoints` of a kind, with the field `logits` [n, Kp]."""
     maps = boxlist.extra_fields.pop("heat_maps")
     found = locate(maps, boxlist.bbox)
-    kind = PersonKeypoints if maps.shape[1] == len(PersonKeypoints.NAMES) else Keypoints
-    keypoints = kind(result(*found), boxlist.size)
+    keypoints = kind.like(result(*found), boxlist.size)
     keypoints.add_field("logits", found[1])
     boxlist.add_field("keypoints", keypoints)
     return boxlist
@@ -161,17 +160,18 @@ class ROIKeypointHead(PositivesHead):
 
     Args:
         result: an entry of KEYPOINT_RESULTS.
+        kind: no points, with the names, pairs and lines of those that are found.
         others: arguments of PositivesHead.
     """
 
-    def __init__(self, result: Callable[[Tensor, Tensor, Tensor], Tensor], **others: Any):
+    def __init__(self, result: Callable[[Tensor, Tensor, Tensor], Tensor], kind: Keypoints, **others: Any):
         super().__init__(**others)
-        self.result = result
+        self.result, self.kind = result, kind
 
     def forward(self, features: list[Tensor], detections: Detections) -> Detections:
         """Detections with the field `heat_maps`, logits [N, D, Kp, S, S], which the hand-over turns into `keypoints`."""
         rois = RoIs.flatten(detections, is_static(self.static_shapes, detections.boxes.device))
         logits = self.predictor(self.feature_extractor(features, rois)).float()
         detections.add_field("heat_maps", rois.scatter(torch.where(rois.valid[:, None, None, None], logits, 0.0)))
-        detections.at_handover.append(partial(read_heat_maps, result=self.result))
+        detections.at_handover.append(partial(read_heat_maps, result=self.result, kind=self.kind))
         return detections
