@@ -39,6 +39,7 @@ class _Tape(TorchDispatchMode):
             tensor.copy_(before)
         self.overwritten = []
 
+    @torch.inference_mode()  # as a replay, it writes into tensors of any kind
     def replay(self) -> None:
         for function, args, kwargs, made in self.operations:
             out = function(*args, **kwargs)

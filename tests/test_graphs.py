@@ -183,6 +183,15 @@ def test_detections_are_replayed(family):
         assert_same_detections(expected, found)
 
 
+def test_recordings_of_inference_mode_serve_outside_of_it():
+    replays = Recordings(TapeRecorder(), "cpu", required=True, warm_up=0)
+    with torch.inference_mode():
+        replays("square", torch.square, torch.tensor([2.0]))
+    with torch.no_grad():
+        assert replays("square", torch.square, torch.tensor([3.0])).tolist() == [9]
+    assert replays.replayed == 2 and len(replays) == 1
+
+
 def assert_same_detections(expected, found):
     assert torch.equal(expected.boxes, found.boxes) and torch.equal(expected.valid, found.valid)
     assert torch.equal(expected.truncated, found.truncated)
@@ -370,6 +379,18 @@ def test_cuda_replays_equal_a_training_without(family, dtype):
     for mine, theirs in zip(on_cuda(family, replays, batches, dtype=dtype), on_cuda(family, None, batches, dtype=dtype), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=loose, atol=loose)
     assert len(replays) == 3 and replays.replayed >= 20
+
+
+@pytest.mark.gpu
+def test_cuda_recordings_that_fail_leave_nothing_behind():
+    """Work that waits for the device runs unrecorded, and other work can be recorded afterwards."""
+    failing = Recordings(CudaRecorder(), "cuda", warm_up=0)
+    values = torch.arange(4.0)
+    assert failing("waits", lambda x: x * x.sum().item(), values).tolist() == [0, 6, 12, 18]
+    assert len(failing) == 0 and torch.cuda.current_stream() == torch.cuda.default_stream()
+    torch.cuda.empty_cache()
+    sound = Recordings(CudaRecorder(), "cuda", required=True, warm_up=0)
+    assert [sound("works", torch.square, values + k).sum().item() for k in (0, 1)] == [14, 30] and sound.replayed == 2
 
 
 @pytest.mark.gpu

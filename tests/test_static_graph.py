@@ -49,6 +49,16 @@ def test_no_operation_depends_on_data(family):
     assert set(training.own) | set(inference.own) <= OWN_OPS and "nms" in inference.own
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_gradient_asks_for_a_value(family):
+    """Some gradients of torch look at the data, and take another way where a dispatch mode watches."""
+    model, optimizer = ready(family)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        train_step(model, optimizer, *scene_of(family))
+    ran = {event.name for event in profiler.events()}
+    assert "aten::convolution_backward" in ran and not ran & {"aten::item", "aten::_local_scalar_dense", "aten::nonzero"}
+
+
 def test_the_count_sees_what_it_should():
     """The same count, on the same model with padding dropped, is not zero; nor is it for torchvision's model."""
     from torchvision.models.detection import maskrcnn_resnet50_fpn

@@ -136,7 +136,8 @@ def inference_cases(quick: bool, device: str) -> Iterator[Case]:
         for batch in (1,) if device == "cpu" else (1, 8):
             images = [image.to(device) for image in pictures(batch, size)]
             scaled = [image / 255 for image in images]
-            with torch.inference_mode():
+            # What is timed may use TF32 on a GPU, on both sides; results are compared without it.
+            with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 equal = all(same_detections(model(images), peer(scaled)) for model in (plain, ours))
             for dtype in (torch.float32, torch.bfloat16):
                 name = f"{'P3' if device == 'cpu' else 'P2'}.{kind}_{'fp32' if dtype == torch.float32 else 'bf16'}"

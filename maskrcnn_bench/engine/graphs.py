@@ -61,7 +61,9 @@ class CudaRecorder:
     def record(self, work: Callable[[], Any]) -> Callable[[], Any]:
         graph = torch.cuda.CUDAGraph()
         # "thread_local": the loader's thread pins memory meanwhile, which the default would take for part of the recording.
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+        capture = torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local")
+        # One that fails would leave its stream the current one.
+        with torch.cuda.stream(torch.cuda.current_stream()), capture:
             out = work()
 
         def replay() -> Any:
@@ -75,7 +77,8 @@ class _Recording:
     """One recording and the buffers that it reads."""
 
     def __init__(self, recorder: Recorder, work: Callable, inputs: Sequence[Any], device: torch.device):
-        self.inputs = [_buffers_for(value, device) for value in inputs]
+        with torch.inference_mode(False):  # which would let no later batch be copied into them outside of it
+            self.inputs = [_buffers_for(value, device) for value in inputs]
         self.load(inputs)
         self.replay = recorder.record(lambda: work(*self.inputs))
 
@@ -160,6 +163,8 @@ class Recordings:
 
     def _give_up(self, what: str, error: RuntimeError) -> None:
         """A part of the model, one of the user's maybe, waits for the device or copies to the host."""
+        # Weights that autocast converted while recording were never computed.
+        torch.clear_autocast_cache()
         if self.required:
             raise RuntimeError(f"{what} can't be recorded: {error}. CUDA_GRAPH False runs it unrecorded") from error
         logger.warning("%s can't be recorded, so everything further runs unrecorded: %s", what, error)

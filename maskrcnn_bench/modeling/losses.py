@@ -78,10 +78,15 @@ def _overlap(boxes1: Tensor, boxes2: Tensor, pixel: int) -> tuple[Tensor, Tensor
     """Areas of intersection, union and smallest common box, pair by pair. [R, 4] x 2 -> 3 x [R]"""
     low = torch.maximum(boxes1[..., :2], boxes2[..., :2])
     high = torch.minimum(boxes1[..., 2:], boxes2[..., 2:])
-    inter = (high - low + pixel).clamp(min=0).prod(dim=-1)
-    area1, area2 = ((b[..., 2:] - b[..., :2] + pixel).prod(dim=-1) for b in (boxes1, boxes2))
+    inter = _area((high - low + pixel).clamp(min=0))
+    area1, area2 = (_area(b[..., 2:] - b[..., :2] + pixel) for b in (boxes1, boxes2))
     hull = torch.maximum(boxes1[..., 2:], boxes2[..., 2:]) - torch.minimum(boxes1[..., :2], boxes2[..., :2]) + pixel
-    return inter, area1 + area2 - inter, hull.clamp(min=0).prod(dim=-1)
+    return inter, area1 + area2 - inter, _area(hull.clamp(min=0))
+
+
+def _area(sides: Tensor) -> Tensor:
+    # Not prod(), whose gradient asks the device whether a factor is 0.
+    return sides[..., 0] * sides[..., 1]
 
 
 DECODED_LOSSES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
