@@ -206,6 +206,15 @@ def test_n_numbered_ones_stay_and_so_do_best_and_final(tmp_path):
     assert last_checkpoint(tmp_path).endswith("model_final.pth")
 
 
+def test_a_new_run_in_the_folder_of_one_that_was_further_keeps_its_own(tmp_path):
+    for first in (5, 1):
+        _, checkpointer = build(tmp_path, keep_last=2)
+        for i in range(first, first + 3):
+            checkpointer.save(f"model_{i:07d}", iteration=i)
+            assert os.path.isfile(last_checkpoint(tmp_path))
+    assert sorted(p.name for p in tmp_path.glob("model_*")) == ["model_0000002.pth", "model_0000003.pth"]
+
+
 @pytest.mark.parametrize("moment", ["write", "rename"])
 def test_a_kill_while_saving_leaves_the_old_file(tmp_path, monkeypatch, moment):
     model, checkpointer = build(tmp_path)

@@ -228,6 +228,19 @@ def test_ground_truth_as_predictions_is_perfect():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shift", [2**53, 2**62, -1000])
+def test_ids_may_be_any_whole_numbers(backend, shift):
+    content = small_world()
+    content["images"] = [image | {"id": image["id"] + shift} for image in content["images"]]
+    content["categories"] = [category | {"id": category["id"] + shift} for category in content["categories"]]
+    keys = ("image_id", "category_id")
+    content["annotations"] = [a | {key: a[key] + shift for key in keys} for a in content["annotations"]]
+    flat = FlatDetections.from_results(truth_as_results(content))
+    numbers, per_class, _ = evaluate_coco(ground_truth(JsonDataset(content)), flat, "bbox", backend)
+    assert numbers["AP"] == pytest.approx(1.0) and len(per_class) == len(content["categories"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_more_detections_an_image_than_coco_counts(backend):
     boxes = [[float(x * 12), float(y * 12), 10.0, 10.0] for x in range(20) for y in range(15)]
     rows = [{"image_id": 1, "category_id": 1, "bbox": box} for box in boxes]

@@ -18,7 +18,16 @@ from torch._utils import ExceptionWrapper
 
 from maskrcnn_bench.data.datasets.toy import generate
 from maskrcnn_bench.engine.arguments import overrides, parse, test_parser, train_parser, wants_processes
-from maskrcnn_bench.engine.inference import UnexpectedResults, collect, flat_metrics, inference, predict, save_predictions, to_original
+from maskrcnn_bench.engine.inference import (
+    UnexpectedResults,
+    collect,
+    flat_metrics,
+    inference,
+    predict,
+    save_predictions,
+    short_names,
+    to_original,
+)
 from maskrcnn_bench.engine.launch import resolve_device, test_main, train_main
 from maskrcnn_bench.engine.surroundings import StopRequest, fitting_workers, without_traceback
 from maskrcnn_bench.engine.validation import validation_losses
@@ -363,6 +372,43 @@ def test_losses_on_the_test_data_are_measured_without_a_trace(trained):
     parts = ("objectness", "rpn_box_reg", "classifier", "box_reg", "mask")
     for row in rows:
         assert row["val/loss"] == pytest.approx(sum(row[f"val/loss_{part}"] for part in parts)) and row["val/loss"] > 0
+
+
+def test_losses_on_data_that_numbers_its_classes_otherwise(trained, tmp_path):
+    """Losses compare classes by name, as metrics do; and test-time augmentation does not change them."""
+    shutil.copytree(trained / "toy", tmp_path / "toy")
+    annotations = tmp_path / "toy" / "annotations" / "instances_test.json"
+    content = json.loads(annotations.read_text())
+    last = len(content["categories"]) + 1
+    content["categories"] = [one | {"id": last - one["id"]} for one in content["categories"]]
+    content["annotations"] = [one | {"category_id": last - one["category_id"]} for one in content["annotations"]]
+    annotations.write_text(json.dumps(content))
+    given = ("SOLVER.MAX_ITER", "1", "SOLVER.WARMUP_ITERS", "0", "TEST.LOSSES", "True")
+    train = f"('{trained / 'toy'}',)"
+    augmented = ("TEST.BBOX_AUG.ENABLED", "True", "TEST.BBOX_AUG.H_FLIP", "True")
+    rows = []
+    for data, more in ((trained / "toy", ()), (tmp_path / "toy", ()), (trained / "toy", augmented)):
+        output = tmp_path / f"out{len(rows)}"
+        sets = ("DATASETS.TRAIN", train, "DATASETS.TEST", f"('{data}',)", "--output", str(output))
+        assert train_main(["--config-file", str(trained / "narrow.yaml"), *sets, *given, *more]) == 0
+        rows.append({key: value for key, value in lines(output / "metrics.jsonl")[-1].items() if key.startswith("val/")})
+    assert len(rows[0]) > 4 and rows[1] == rows[0]
+    assert rows[2] == pytest.approx(rows[0], rel=1e-4)
+
+
+def test_test_data_of_other_classes_is_refused_before_training(trained, tmp_path, capsys):
+    shutil.copytree(trained / "toy", tmp_path / "other")
+    annotations = tmp_path / "other" / "annotations" / "instances_test.json"
+    annotations.write_text(annotations.read_text().replace('"name":"cross"', '"name":"spiral"'))
+    sets = ("DATASETS.TRAIN", f"('{trained / 'toy'}',)", "DATASETS.TEST", f"('{tmp_path / 'other'}',)", "--output", str(tmp_path / "out"))
+    assert train_main(["--config-file", str(trained / "narrow.yaml"), *sets]) == 1
+    assert "other has classes that the training data has not: spiral. Name those" in capsys.readouterr().err
+
+
+def test_results_of_data_sets_of_one_name_stay_apart(monkeypatch, tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    assert short_names(["x/toy", "y/toy", "..", ".", "coco_2014_minival"]) == ["toy", "toy_2", "a", "b", "coco_2014_minival"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

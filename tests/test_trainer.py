@@ -388,6 +388,15 @@ def test_the_best_checkpoint_and_the_early_stop(tmp_path):
     assert read_checkpoint(tmp_path / "model_final.pth")["iteration"] == 40
 
 
+def test_the_best_loss_is_the_smallest(tmp_path):
+    run = Run(tmp_path)
+    evaluate, seen = scripted(run, [2.5, 2.0, 2.2, 2.1, 1.0])
+    assert run.train(
+        50, period=10, evaluate=lambda: {"val/loss": evaluate()["bbox/AP"]}, eval_period=10, best_metric="val/loss", patience=2
+    )
+    assert seen == [10, 20, 30, 40] and torch.load(tmp_path / "model_best.pth", weights_only=True)["best"]["value"] == 2.0
+
+
 def test_patience_survives_a_resume(tmp_path):
     run = Run(tmp_path)
     evaluate, _ = scripted(run, [0.5, 0.4])

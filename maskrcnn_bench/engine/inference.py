@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime
 import logging
 import os
-import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -250,6 +250,7 @@ class Tester:
         self.model = model
         self.prepare = prepare
         self.names = list(names)
+        self.short_names = short_names(names)
         self.loaders = list(loaders)
         self.folder = folder
         self.expected = expected
@@ -260,8 +261,7 @@ class Tester:
         """Metrics by name; those of the second data set on have its name in front."""
         self.results, metrics = [], {}
         model = self.prepare(self.model)
-        for name, loader in zip(self.names, self.loaders, strict=True):
-            short = Path(name).name
+        for name, short, loader in zip(self.names, self.short_names, self.loaders, strict=True):
             folder = os.path.join(self.folder, "inference", short)
             with during(lambda name=name: f"the test on {name}"):
                 result = inference(model, loader, name, output_folder=folder, **self.options)
@@ -269,11 +269,13 @@ class Tester:
             metrics |= {prefix + key: value for key, value in flat_metrics(result).items()}
             if self.losses:
                 with during(lambda name=name: f"the losses on {name}"):
-                    losses = validation_losses(self.model, loader, self.options["device"], self.options["dtype"])
+                    known = self.options.get("class_names", ())
+                    losses = validation_losses(self.model, loader, self.options["device"], self.options["dtype"], known)
                 metrics |= {prefix + key: value for key, value in losses.items()}
             self.results.append(result)
             if is_main_process() and not prefix:
-                shutil.copyfile(os.path.join(folder, "results.json"), os.path.join(self.folder, "results.json"))
+                text = Path(folder, "results.json").read_bytes()
+                write_atomically(Path(self.folder, "results.json"), lambda file, text=text: file.write(text))
         return metrics
 
     def require_expected(self) -> None:
@@ -283,6 +285,16 @@ class Tester:
             UnexpectedResults: when one is missing or too far away.
         """
         _require_expected(self.results, *self.expected)
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """The last part of each name or path, with a number behind those that come again."""
+    seen: Counter[str] = Counter()
+    out = []
+    for name in (Path(name).resolve().name for name in names):
+        seen[name] += 1
+        out.append(f"{name}_{seen[name]}" if seen[name] > 1 else name)
+    return out
 
 
 def _require_expected(results: Sequence[dict], expected: Sequence[Sequence], sigma_tol: float) -> None:

@@ -55,6 +55,7 @@ from maskrcnn_bench.utils.checkpoint import (
     read_checkpoint,
 )
 from maskrcnn_bench.utils.download import find_weights, require_weights
+from maskrcnn_bench.utils.files import write_atomically
 from maskrcnn_bench.utils.logger import FILE_ONLY, NAME, close_handlers, log_lines, spoken_by_first, take_back_log
 
 __all__ = ["resolve_device", "run", "test", "test_main", "train", "train_main"]
@@ -158,7 +159,9 @@ def train(args: argparse.Namespace) -> int:
     if args.print_schedule:
         run.logger.info("SOLVER: %s", _describe_schedule(cfg.SOLVER))
         return 0
-    tester = None if args.skip_test else _make_tester(cfg, run)
+    tester = None if args.skip_test else _make_tester(changed(cfg, {_classes_key(cfg): 0})[0], run)
+    if tester is not None and not tester.options["box_only"]:
+        _require_classes(tester, loader.dataset.class_names)
     model = _make_model(cfg, run, loader.dataset.class_names)
     checkpointer = DetectronCheckpointer(
         cfg, model, save_dir=cfg.OUTPUT_DIR, keep_last=cfg.SOLVER.KEEP_LAST, class_names=loader.dataset.class_names
@@ -328,7 +331,7 @@ def _begin_files(cfg: Any, run: Run, iteration: int) -> None:
     """Cuts the logs back to the start of this run, and writes its config."""
     if comm.is_main_process():
         cut_back(cfg.OUTPUT_DIR, iteration, run.log_size)
-        Path(cfg.OUTPUT_DIR, "config.yml").write_text(resolved(cfg), encoding="utf-8")
+        write_atomically(Path(cfg.OUTPUT_DIR, "config.yml"), lambda file: file.write(resolved(cfg).encode()))
 
 
 def _train_and_test(
@@ -448,6 +451,16 @@ def _data_of_training(args: argparse.Namespace, run: Run) -> str:
     if all(name in DatasetCatalog.DATASETS or os.path.exists(name) for name in names):
         return ""
     return f"The name is from {beside}, as the training had it; --data FOLDER gives another"
+
+
+def _require_classes(tester: Tester, known: Sequence[str]) -> None:
+    """Finds out before a training whether it will be tested on classes that it does not learn."""
+    for name, loader in zip(tester.names, tester.loaders):
+        if more := [one for one in loader.dataset.class_names[1:] if one not in known]:
+            raise ValueError(
+                f"{name} has classes that the training data has not: {', '.join(more[:12])}. Name those to learn and to test in"
+                " DATASETS.CLASSES, test on other data (DATASETS.TEST), or train with --skip-test"
+            )
 
 
 def _match_classes(weights: str, known: Sequence[str], tester: Tester, run: Run) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from maskrcnn_bench.engine.progress import Record
 from maskrcnn_bench.utils.comm import all_gather, is_main_process, plain_model
+from maskrcnn_bench.utils.files import write_atomically
 
 MOST_OVERFLOWS = 20
 """So many in a row are no matter of the loss scale: it would be a millionth of what it was."""
@@ -51,12 +52,11 @@ def _describe(indices: Sequence[int], data_loader: Any) -> list[dict[str, Any]]:
 
 
 def _write_dump(folder: str, dump: dict[str, Any], model: nn.Module) -> None:
-    os.makedirs(folder, exist_ok=True)
     # NaN is no JSON: numbers that are not finite become text.
     text = {"losses": {k: _json_number(v) for k, v in dump["losses"].items()}, "grad_norm": _json_number(dump["grad_norm"])}
-    with open(os.path.join(folder, "nan_dump.json"), "w", encoding="utf-8") as file:
-        json.dump(dump | text, file, indent=1)
-    torch.save(dump | {"model": plain_model(model).state_dict()}, os.path.join(folder, "nan_dump.pt"))
+    write_atomically(os.path.join(folder, "nan_dump.json"), lambda file: file.write(json.dumps(dump | text, indent=1).encode()))
+    content = dump | {"model": plain_model(model).state_dict()}
+    write_atomically(os.path.join(folder, "nan_dump.pt"), lambda file: torch.save(content, file))
 
 
 def _json_number(value: float) -> float | str:

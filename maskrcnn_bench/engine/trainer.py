@@ -61,7 +61,7 @@ def do_train(
         step: one optimizer step; None takes `Step` in float32.
         progress: where losses are told; None tells the log every 20 iterations.
         evaluate: metrics by name, called every `eval_period` iterations (0: never) and at the end, in every process.
-        best_metric: the larger the better; the best checkpoint is kept as `model_best`.
+        best_metric: the larger the better, a loss ("val/loss") the smaller; the best checkpoint is kept as `model_best`.
         patience: evaluations in a row that may bring nothing better; 0 sets no limit.
         stop: asked after each iteration; True saves and ends.
     Returns:
@@ -136,12 +136,17 @@ def _test(evaluate: Callable, best_metric: str, checkpointer: Any, arguments: di
         logger.warning("SOLVER.BEST_METRIC %r was not evaluated; there are: %s", best_metric, ", ".join(metrics) or "none")
         return
     best = arguments.get("best")
-    if best is None or best["metric"] != best_metric or metrics[best_metric] > best["value"]:
+    if best is None or best["metric"] != best_metric or _better(best_metric, metrics[best_metric], best["value"]):
         arguments["best"] = {"metric": best_metric, "value": float(metrics[best_metric]), "iteration": iteration, "without_gain": 0}
         logger.info("best %s so far: %.4f", best_metric, metrics[best_metric])
         checkpointer.save("model_best", training_state=False, **arguments)
     else:
         arguments["best"] = {**best, "without_gain": best["without_gain"] + 1}
+
+
+def _better(name: str, value: float, best: float) -> bool:
+    """Whether a metric got better; those of further data sets have their names in front."""
+    return value < best if "val/" in name else value > best
 
 
 def _out_of_patience(arguments: dict[str, Any], best_metric: str, patience: int) -> bool:

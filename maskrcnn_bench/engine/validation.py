@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from maskrcnn_bench.structures.bounding_box import BoxListBatch
+from maskrcnn_bench.structures.image_list import ImageVersions
 from maskrcnn_bench.utils.comm import all_gather
 
 
 @torch.no_grad()
 def validation_losses(
-    model: nn.Module, data_loader: Any, device: torch.device | str, dtype: torch.dtype = torch.float32
+    model: nn.Module,
+    data_loader: Any,
+    device: torch.device | str,
+    dtype: torch.dtype = torch.float32,
+    class_names: Sequence[str] = (),
 ) -> dict[str, float]:
     """Means over all images of a data set and all processes, as "val/loss" (the sum) and "val/loss_classifier" and the like.
 
@@ -22,6 +29,7 @@ def validation_losses(
         model: answers (detections, losses) in evaluation mode for (images, targets, return_losses=True).
         data_loader: yields (images, targets, indices); over all processes each image comes once.
         dtype: float32, or bfloat16 and float16 under autocast.
+        class_names: of the model, background first; the data set's labels become the model's by name. () takes them as they are.
     """
     device = torch.device(device)
     was_training = model.training
@@ -29,6 +37,10 @@ def validation_losses(
     sums: dict[str, float] = {}
     count = 0
     for images, targets, indices in data_loader:
+        if class_names:
+            _take_labels_of_model(targets, data_loader.dataset.class_names, class_names)
+        # The passes of test-time augmentation begin with the plain one.
+        images = images.versions[0] if isinstance(images, ImageVersions) else images
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             losses = model(images.to(device, non_blocking=True), targets.to(device, non_blocking=True), return_losses=True)[1]
         for name, value in losses.items():
@@ -36,6 +48,15 @@ def validation_losses(
         count += len(indices)
     model.train(was_training)
     return _joined(all_gather((sums, count)))
+
+
+def _take_labels_of_model(targets: BoxListBatch, names: Sequence[str], class_names: Sequence[str]) -> None:
+    """Changes the labels of ground truth to those of the model; objects of classes that it does not know are left out."""
+    places = {name: label for label, name in enumerate(class_names)}
+    table = torch.tensor([0, *(places.get(name, 0) for name in names[1:])])
+    labels = table[targets.fields["labels"]]
+    targets.fields["labels"] = labels
+    targets.valid = targets.valid & (labels > 0)
 
 
 def _joined(shares: list[tuple[dict[str, float], int]]) -> dict[str, float]:

@@ -12,7 +12,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import metadata
 
@@ -214,6 +214,7 @@ def _pycocotools(ground_truth: dict, detections: FlatDetections, request: Reques
 def _hotcoco(ground_truth: dict, detections: FlatDetections, request: Request):
     import hotcoco
 
+    ground_truth, detections = _with_small_ids(ground_truth, detections)
     truth = hotcoco.COCO(ground_truth)
     if request.iou_type == "keypoints":
         found = hotcoco.COCO({**ground_truth, "annotations": _as_annotations(detections, "keypoints", None)})
@@ -230,6 +231,30 @@ def _hotcoco(ground_truth: dict, detections: FlatDetections, request: Request):
     evaluation.evaluate()
     evaluation.accumulate()
     return evaluation
+
+
+_NUMBERED = ("images", "categories")
+_LARGEST_ID = 2**53
+"""That goes through float64 unchanged."""
+
+
+def _with_small_ids(ground_truth: dict, detections: FlatDetections) -> tuple[dict, FlatDetections]:
+    """Numbers images and categories from 1 in the order of their ids where hotcoco would refuse or round them."""
+    ids = [entry["id"] for key in _NUMBERED for entry in ground_truth[key]]
+    if 0 <= min(ids, default=0) and max(ids, default=0) <= _LARGEST_ID:
+        return ground_truth, detections
+    tables = {key: {old: new for new, old in enumerate(sorted(entry["id"] for entry in ground_truth[key]), start=1)} for key in _NUMBERED}
+    renumbered = {key: [entry | {"id": tables[key][entry["id"]]} for entry in ground_truth[key]] for key in _NUMBERED}
+    images, categories = tables.values()
+    annotations = [
+        a | {"image_id": images[a["image_id"]], "category_id": categories[a["category_id"]]} for a in ground_truth["annotations"]
+    ]
+    image_ids, category_ids = (
+        np.array([table.get(old, 0) for old in ids.tolist()], dtype=np.int64)
+        for table, ids in ((images, detections.image_ids), (categories, detections.category_ids))
+    )
+    out = {**ground_truth, **renumbered, "annotations": annotations}
+    return out, replace(detections, image_ids=image_ids, category_ids=category_ids)
 
 
 def _as_annotations(detections: FlatDetections, iou_type: str, mask_area: Callable | None) -> list[dict]:

@@ -122,8 +122,9 @@ class Checkpointer:
             if _HALF.fullmatch(path.name):
                 path.unlink(missing_ok=True)
         if self.keep_last > 0:
-            numbered = sorted(p for p in Path(self.save_dir).glob("model_*.pth") if _NUMBERED.fullmatch(p.name))
-            for path in numbered[: -self.keep_last]:
+            # By time, since a new run may have taken over the folder of one that was further.
+            numbered = [p for p in Path(self.save_dir).glob("model_*.pth") if _NUMBERED.fullmatch(p.name)]
+            for path in sorted(numbered, key=lambda p: (p.stat().st_mtime_ns, p.name))[: -self.keep_last]:
                 path.unlink(missing_ok=True)
 
     # reading
