@@ -246,6 +246,11 @@ def test_weights_alone_need_a_configuration_and_have_no_names(tmp_path):
     assert demo.CATEGORIES == ("__background__", "class 1", "class 2", "class 3", "class 4"), "they are not COCO's classes"
 
 
+def test_labels_that_the_data_did_not_name_have_numbers(tmp_path):
+    demo = COCODemo.from_weights(save_model(tmp_path, names=("__background__", "cat")))
+    assert demo.CATEGORIES == ("__background__", "cat", "class 2", "class 3", "class 4")
+
+
 @pytest.mark.parametrize("count", [81, 91])
 def test_weights_without_names_and_with_the_classes_of_coco(shared_dir, tmp_path, count):
     origin = json.loads((shared_dir / "data/coco_mini/annotations/instances_val.json").read_text())["categories"]

@@ -103,7 +103,7 @@ class COCODemo:
         weights = weight_loading or last_checkpoint(cfg.OUTPUT_DIR) or cfg.MODEL.WEIGHT
         names = _load_trained(cfg, self.model, os.fspath(weights)).get("class_names", ())
         if type(self).CATEGORIES is COCODemo.CATEGORIES:
-            self.CATEGORIES = tuple(names) or _coco_names(_num_classes(cfg)[1])
+            self.CATEGORIES = _names(names, _num_classes(cfg)[1])
         set_class_thresholds(self.model, cfg.TEST.CLASS_SCORE_THRESH, self.CATEGORIES)
         self.model.eval()
         if isinstance(self.model, GeneralizedRCNN):
@@ -355,7 +355,7 @@ def _num_classes(cfg: Any) -> tuple[str, int]:
     return "MODEL.ROI_BOX_HEAD.NUM_CLASSES", cfg.MODEL.ROI_BOX_HEAD.NUM_CLASSES
 
 
-def _coco_names(count: int) -> tuple[str, ...]:
-    """Names for weights without any: COCO's where the number of classes, background included, says so."""
-    known = coco_names(count)
-    return tuple(name or "unused" for name in known) or (BACKGROUND, *(f"class {label}" for label in range(1, count)))
+def _names(known: Sequence[str], count: int) -> tuple[str, ...]:
+    """A name for each of `count` labels: those of the weights; of weights without any COCO's where the number of classes says so."""
+    names = tuple(known) or tuple(name or "unused" for name in coco_names(count)) or (BACKGROUND,)
+    return (*names, *(f"class {label}" for label in range(len(names), count)))
