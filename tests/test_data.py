@@ -14,9 +14,11 @@ from maskrcnn_bench.config import load_config
 from maskrcnn_bench.config.paths_catalog import DatasetCatalog
 from maskrcnn_bench.data import check_dataset, make_data_loader, make_dataset
 from maskrcnn_bench.data.build import make_datasets
+from maskrcnn_bench.data.check import require_sound
 from maskrcnn_bench.data.datasets import COCODataset, ConcatDataset, PascalVOCDataset, toy
-from maskrcnn_bench.data.datasets.photo import read_photo
+from maskrcnn_bench.data.datasets.photo import looks_wrong, photo_size, read_photo
 from maskrcnn_bench.data.store import AnnotationStore
+from maskrcnn_bench.evaluation.coco import ground_truth
 from maskrcnn_bench.structures.bounding_box import BoxList
 from maskrcnn_bench.structures.keypoint import PersonKeypoints
 from maskrcnn_bench.utils.counter import counter_key
@@ -77,16 +79,22 @@ def test_any_kind_of_picture_becomes_rgb(tmp_path, mode):
     assert np.abs(np.asarray(read).astype(int) - expected).max() <= (4 if mode == "CMYK" else 1)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(tmp_path, orientation):
+def save_turned(path, orientation):
+    """A picture of 32 x 20 pixels whose EXIF data ask for a turn; it as it should be seen, and as it is stored. [20, 32, 3] uint8"""
     upright = np.zeros((20, 32, 3), dtype=np.uint8)
     upright[:8, :12] = 255
     undo = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]
     stored = Image.fromarray(upright) if undo is None else Image.fromarray(upright).transpose(Image.Transpose(undo))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = tmp_path / "x.png"
     stored.save(path, exif=exif)
+    return upright, stored
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    path = tmp_path / "x.png"
+    upright, stored = save_turned(path, orientation)
     np.testing.assert_array_equal(np.asarray(read_photo(str(path), "picture", (32, 20))), upright)
     assert read_photo(str(path), "picture", stored.size, on_exif="ignore").size == stored.size
     if stored.size != (32, 20):
@@ -94,6 +102,61 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
         np.testing.assert_array_equal(np.asarray(unturned), np.asarray(stored))
         with pytest.raises(ValueError, match="32 x 20"):
             read_photo(str(path), "picture", stored.size, on_exif="rotate")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("on_exif", ["auto", "rotate", "ignore"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_sizes_from_the_head_are_those_of_the_picture(tmp_path, orientation, suffix, on_exif, channels):
+    """Else the check calls data sound that fail in the middle of an epoch."""
+    path = tmp_path / f"x{suffix}"
+    upright, stored = save_turned(path, orientation)
+    size = photo_size(str(path), on_exif)
+    read = read_photo(str(path), "picture", size, on_exif, channels)
+    # Pillow turns TIFF files itself.
+    expected = np.asarray(stored) if on_exif == "ignore" and suffix != ".tif" else upright
+    assert size == read.size == expected.shape[1::-1]
+    assert np.abs(np.asarray(read).astype(int)[..., :1] - expected[..., :1]).max() < 64
+    assert not looks_wrong(str(path), size, on_exif)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("on_exif", ["auto", "rotate", "ignore"])
+@pytest.mark.parametrize("kind", ["coco", "yolo", "labelme", "masks"])
+def test_what_is_checked_is_what_is_read(tmp_path, kind, on_exif, channels):
+    path = tmp_path / {"coco": "train", "yolo": "images/train", "labelme": "", "masks": "PNGImages"}[kind] / "1.png"
+    if kind == "coco":
+        annotations = write_coco(tmp_path, [annotate(99, 3, (2, 2, 9, 9))], images=1)
+        annotations.write_text(annotations.read_text().replace('"width": 60, "height": 40', '"width": 0, "height": 0'))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    upright, stored = save_turned(path, 6)
+    size = stored.size if on_exif == "ignore" else (32, 20)
+    if kind == "yolo":
+        (tmp_path / "data.yaml").write_text("train: images/train\nnames: [a]\n")
+        (tmp_path / "labels" / "train").mkdir(parents=True)
+        (tmp_path / "labels" / "train" / "1.txt").write_text("0 .5 .5 .5 .5\n")
+    elif kind == "labelme":
+        shapes = [{"label": "a", "points": [[2, 2], [9, 2], [9, 9]], "shape_type": "polygon"}]
+        path.with_suffix(".json").write_text(json.dumps({"version": "5", "flags": {}, "shapes": shapes, "imagePath": "1.png"}))
+    elif kind == "masks":
+        (tmp_path / "PedMasks").mkdir()
+        Image.new("L", size, 1).save(tmp_path / "PedMasks" / "1_mask.png")
+    dataset = make_dataset(str(tmp_path), on_exif=on_exif, channels=channels)
+    assert [str(f) for f in check_dataset(dataset, deep=True) if f.severity != "note"] == []
+    require_sound(dataset)
+    image, target, _ = dataset[0]
+    assert image.size == target.size == size and len(target) == 1
+
+
+def test_files_that_were_made_for_another_frame_are_found_before_training(tmp_path):
+    path = write_coco(tmp_path, [annotate(99, 3, (2, 2, 9, 9))], images=1, size=(32, 20))
+    save_turned(tmp_path / "train" / "1.png", 6)
+    assert check_dataset(COCODataset(path, tmp_path / "train")) == []
+    for channels in (1, 3):
+        dataset = COCODataset(path, tmp_path / "train", on_exif="ignore", channels=channels)
+        with pytest.raises(ValueError, match="expected 32 x 20 pixels as its annotations say, got 20 x 32"):
+            require_sound(dataset)
 
 
 # -------------------------------------------------------------------------------------------------------------- COCO
@@ -152,6 +215,18 @@ def test_chosen_classes_and_their_order(tmp_path):
     assert dataset.get_groundtruth(0).get_field("labels").tolist() == [1, 2]
     with pytest.raises(ValueError, match="no class 'emus'.*Did you mean emu"):
         COCODataset(path, tmp_path / "train", classes=("emus",))
+    with pytest.raises(ValueError, match="CLASSES: expected each class once.*leave out one 'emu'"):
+        COCODataset(path, tmp_path / "train", classes=("emu", "cat", "emu"))
+
+
+def test_categories_of_one_name_are_one_class_where_it_is_chosen(tmp_path):
+    objects = [annotate(99, number, (5 + number, 5, 20, 10)) for number in (3, 7, 9)]
+    path = write_coco(tmp_path, objects, categories=((3, "cat"), (7, "dog"), (9, "cat")))
+    dataset = COCODataset(path, tmp_path / "train", True, classes=("cat",))
+    assert dataset.get_groundtruth(0).get_field("labels").tolist() == [1, 1]
+    assert dataset.contiguous_category_id_to_json_id == {1: 3} and dataset.class_names == ("__background__", "cat")
+    truth = ground_truth(dataset)
+    assert [a["category_id"] for a in truth["annotations"]] == [3, 3] and [c["id"] for c in truth["categories"]] == [3]
 
 
 def test_mixed_masks_of_one_image(tmp_path):
@@ -241,6 +316,27 @@ def test_voc_counts_from_one_and_names_pixels(tmp_path):
     assert dataset.map_class_id_to_class_name(12) == "dog" and len(dataset.class_names) == 21
     assert PascalVOCDataset(tmp_path, "train").get_groundtruth(0).get_field("labels").tolist() == [12]
     assert PascalVOCDataset(tmp_path, "train", pixel=0).get_groundtruth(0).bbox.tolist() == [[0, 0, 50, 40]]
+
+
+def test_names_of_voc_lists(tmp_path):
+    """Spaces in names, marks behind them, the byte-order mark of some editors, and folders below JPEGImages."""
+    names = ["photo 1", "my dog", "b", "sub/c", "sub/d.e"]
+    (tmp_path / "Annotations" / "sub").mkdir(parents=True)
+    (tmp_path / "JPEGImages" / "sub").mkdir(parents=True)
+    lines = ["\ufeffphoto 1", "my dog  1", "b -1", "sub/c", "sub/d.e 0"]
+    write_voc(tmp_path, {name: [("dog", 0, 1, 1, 9, 9)] for name in names}, {"train": lines})
+    for name in ("b", "sub/d.e"):
+        (tmp_path / "JPEGImages" / f"{name}.jpg").rename(tmp_path / "JPEGImages" / f"{name}.png")
+    dataset = PascalVOCDataset(tmp_path, "train")
+    assert [dataset.get_img_info(i)["file_name"] for i in range(5)] == ["photo 1.jpg", "my dog.jpg", "b.png", "sub/c.jpg", "sub/d.e.png"]
+    assert dataset.names == names and check_dataset(dataset) == []
+
+
+def test_lists_in_another_encoding_name_their_file(tmp_path):
+    write_voc(tmp_path, {"a": [("dog", 0, 1, 1, 9, 9)]}, {})
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_bytes("größe".encode("latin-1"))
+    with pytest.raises(ValueError, match="train.txt: expected text in UTF-8.*save it in this encoding"):
+        PascalVOCDataset(tmp_path, "train")
 
 
 def test_other_classes_than_vocs_are_taken_from_all_files(tmp_path):
@@ -338,6 +434,7 @@ def test_users_own_data_set_and_catalog(tmp_path, monkeypatch):
     images, targets, indices = next(iter(make_data_loader(cfg)))
     assert images.tensors.shape[0] == 4 and targets.valid.sum() == 4
     assert targets.lists["names"] == [[f"thing {i}"] for i in indices]
+    assert make_datasets(cfg)[0].categories == {1: "thing"}, "its evaluation asks for them"
 
 
 class MaskrcnnBenchmarkDataset:

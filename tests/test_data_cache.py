@@ -113,6 +113,8 @@ def test_a_damaged_entry_is_replaced(large, cache):
     boxes = entry / "boxes.npy"
     boxes.write_bytes(boxes.read_bytes()[:5000])
     assert_same(store_cache.read_annotations(large), AnnotationStore.from_json(large))
+    boxes.write_bytes(b"")
+    assert_same(store_cache.read_annotations(large), AnnotationStore.from_json(large))
     (entry / "ids.npy").unlink()
     assert_same(store_cache.read_annotations(large), AnnotationStore.from_json(large))
     assert boxes.stat().st_size > 5000 and entries(cache) == [entry]

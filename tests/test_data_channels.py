@@ -9,9 +9,9 @@ from models import narrow_config
 from PIL import Image
 
 from maskrcnn_bench.config import load_config
-from maskrcnn_bench.data import make_data_loader, make_dataset
+from maskrcnn_bench.data import check_dataset, make_data_loader, make_dataset
 from maskrcnn_bench.data.build import make_transforms
-from maskrcnn_bench.data.check import main
+from maskrcnn_bench.data.check import main, require_sound
 from maskrcnn_bench.data.datasets.channels import ChannelImage
 from maskrcnn_bench.data.datasets.photo import photo_size, read_photo
 from maskrcnn_bench.demo.predict import predict_main
@@ -96,6 +96,32 @@ def test_files_are_read_as_they_are_stored(tmp_path, channels, dtype, suffix):
     assert image.convert("RGB").mode == "RGB"
     with pytest.raises(OSError, match=f"x{suffix}.*expected 2 channels as INPUT.CHANNELS says, got {channels}"):
         read_photo(str(path), "picture", channels=2)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "largest", "suffix", "black"),
+    [
+        (np.uint16, 4095, ".png", True),
+        (np.float32, 1, ".tif", True),
+        (np.uint16, 65535, ".png", False),
+        (np.uint16, 255, ".png", False),
+        (np.uint16, 0, ".png", False),
+        (np.float32, 255, ".tif", False),
+        (np.uint8, 9, ".png", False),
+    ],
+)
+def test_pictures_that_become_black_are_noted(tmp_path, dtype, largest, suffix, black, capsys, caplog):
+    folder = write_set(tmp_path, 1, np.uint16, suffix)
+    unit = np.linspace(0, 1, WIDTH * HEIGHT).reshape(HEIGHT, WIDTH, 1)
+    for path in folder.glob(f"*/*{suffix}"):
+        save(path, (unit * largest).astype(dtype))
+    assert main(["check", str(folder)]) == black
+    assert (f"as RGB the pictures are black, since the values of those looked at end at {largest}:" in capsys.readouterr().out) == black
+    dataset = make_dataset(str(folder))
+    require_sound(dataset)
+    assert ("the pictures are black" in caplog.text) == black == (0 < largest and dtype != np.uint8 and np.max(dataset[0][0]) < 16)
+    if dtype == np.uint16:
+        assert check_dataset(make_dataset(str(folder), channels=1), deep=True) == []
 
 
 def test_colours_become_grey_and_alpha_a_channel(tmp_path):

@@ -14,6 +14,7 @@ from maskrcnn_bench.data import check_dataset, make_data_loader, make_dataset
 from maskrcnn_bench.data.check import main
 from maskrcnn_bench.data.datasets import COCODataset, toy
 from maskrcnn_bench.data.store import AnnotationStore
+from maskrcnn_bench.evaluation.coco import ground_truth
 
 GOOD = {"image_id": 1, "category_id": 1, "bbox": [5, 5, 20, 10], "segmentation": [[5, 5, 25, 5, 25, 15, 5, 15]]}
 RING = [5, 5, 25, 5, 25, 15, 5, 15]
@@ -126,7 +127,7 @@ def test_a_category_that_is_none_always_stops(tmp_path, on_fault):
 
 
 def test_a_polygon_that_is_faulty_beside_a_good_one_is_left_out(tmp_path):
-    write(tmp_path / "set", [GOOD | {"segmentation": [RING, [1, 2, 3, 4], [*RING, 3]]}])
+    write(tmp_path / "set", [GOOD | {"segmentation": [RING, [1, 2, 3, 4], [*RING, 3], [*RING, 5, math.nan]]}])
     dataset = make_dataset(str(tmp_path / "set"))
     assert dataset.findings == [] and dataset.get_groundtruth(0).get_field("masks").get_mask_tensor().sum() == 200
 
@@ -163,6 +164,11 @@ STRUCTURE = {
     "text image id": (lambda c: c["annotations"][1].update(image_id="1"), "image id 1, annotation 2: `image_id`: expected an integer"),
     "text mask": (lambda c: c["annotations"][1].update(segmentation="x"), "image id 1, annotation 2: `segmentation`: expected a list"),
     "mask of texts": (lambda c: c["annotations"][1].update(segmentation=[["x"]]), "image id 1, annotation 2: `segmentation`"),
+    "large image": (lambda c: c["images"][1].update(id=1 << 63), r"images\[1\]: expected `id` \(an integer of 64 bits\)"),
+    "large width": (lambda c: c["images"][1].update(width=10**30), r"images\[1\]: `width`: expected pixels"),
+    "large category": (lambda c: c["categories"][1].update(id=-(10**30)), r"categories\[1\]: expected `id` \(an integer of 64 bits\)"),
+    "large annotation": (lambda c: c["annotations"][1].update(id=1 << 63), r"annotations\[1\]: `id`: expected an integer of 64 bits"),
+    "large image id": (lambda c: c["annotations"][1].update(image_id=1 << 70), "annotation 2: `image_id`: expected an integer of 64 bits"),
     "rle without counts": (lambda c: c["annotations"][1].update(segmentation={"size": [4, 4]}), "image id 1, annotation 2: `segmentation`"),
 }
 
@@ -199,6 +205,27 @@ def test_missing_image_stops_before_training(tmp_path, capsys):
     assert "1 to stop" in capsys.readouterr().out
     with pytest.raises(FileNotFoundError, match=r"1\.jpg for image id 1 of .*instances_train.json.*check the image folder"):
         make_dataset(str(tmp_path / "set"))[0]
+
+
+@pytest.mark.parametrize("sized", [True, False])
+@pytest.mark.parametrize("kind", ["link", "huge"])
+def test_what_cannot_be_opened_is_a_finding(tmp_path, kind, sized, monkeypatch, capsys):
+    write(tmp_path / "set", change=None if sized else lambda c: [image.pop("width") for image in c["images"]])
+    path = tmp_path / "set" / "train" / "1.jpg"
+    if kind == "link":
+        path.unlink()
+        path.symlink_to(tmp_path / "gone.jpg")
+    else:
+        Image.new("RGB", (160, 140)).save(path)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    code, lines = checked(capsys, tmp_path / "set")
+    expected = {"link": f"no image file {path}", "huge": "exceeds limit of"}[kind]
+    assert code == 1 and [line for line in lines if "[note]" not in line] == [
+        line for line in lines if "1.jpg" in line and expected in line
+    ]
+    assert main(["stats", str(tmp_path / "set")]) == 0
+    with pytest.raises((ValueError, FileNotFoundError), match="1.jpg"):
+        make_data_loader(config(tmp_path / "set"))
 
 
 @pytest.mark.parametrize("kind", ["cut", "empty", "text"])
@@ -320,6 +347,14 @@ def test_toy_set_by_command(tmp_path, capsys):
     assert len(make_dataset(str(tmp_path / "toy"))) == 2
 
 
+def test_what_a_command_cannot_do_is_one_line(tmp_path, capsys):
+    write(tmp_path / "set")
+    assert main(["toy", str(tmp_path / "set")]) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert main(["stats", str(tmp_path / "set"), "--anchor-sizes", "32", "64"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "anchors: expected 1 or 2 strides, as many as sizes, got 5"
+
+
 @pytest.mark.parametrize("content", [b"<html>not found</html>", b"", b"\x00" * 100])
 def test_a_file_that_is_no_image_is_found_without_decoding_all(tmp_path, content):
     from maskrcnn_bench.data.check import main
@@ -353,9 +388,9 @@ def test_all_faults_of_the_form_are_listed_at_once(tmp_path, capsys):
         r"images\[3\]: `width`: expected pixels, got '60' \(image id 6\)",
         r"images\[4\]: expected an object, got 7",
         r"image id 1, annotation 2: `bbox`: expected 4 numbers, got \[1, 2, 3\]",
-        r"image id 1: annotations\[2\]: `id`: expected an integer, got 'abc'",
+        r"image id 1: annotations\[2\]: `id`: expected an integer of 64 bits, got 'abc'",
         r"image id 1, annotation 4: `iscrowd`: expected 0 or 1, got 'yes'",
-        r"annotation 5: `image_id`: expected an integer, got None",
+        r"annotation 5: `image_id`: expected an integer of 64 bits, got None",
         r"image id 1, annotation 7: `keypoints`: expected numbers",
         r"annotations\[7\]: expected an object, got 'text'",
         r"image id 1, annotation 6: `segmentation`: expected a list of polygons",
@@ -412,6 +447,19 @@ def test_an_object_without_mask_where_masks_are_learnt(tmp_path, capsys, caplog)
         dataset = make_data_loader(config(tmp_path / "set", "MODEL.MASK_ON", "True")).dataset
     assert len(dataset.get_groundtruth(0)) == 1 and "it has no `segmentation`" in caplog.text
     assert len(make_data_loader(config(tmp_path / "set")).dataset.get_groundtruth(0)) == 2
+    tested = make_dataset(str(tmp_path / "set" / "annotations" / "instances_train.json"), is_train=False, masks=True)
+    assert len(tested.get_groundtruth(0).get_field("masks")) == 2, "a test of boxes needs no masks"
+    assert [a["bbox"] for a in ground_truth(tested)["annotations"]] == [GOOD["bbox"]] * 3
+
+
+def test_an_empty_list_of_keypoints_is_none(tmp_path):
+    points = [6, 6, 2, 9, 9, 1]
+    write(tmp_path / "boxes", [GOOD | {"keypoints": []}])
+    write(tmp_path / "points", [GOOD | {"keypoints": []}, GOOD | {"keypoints": points}])
+    boxes, some = (make_dataset(str(tmp_path / name), keep_empty=True) for name in ("boxes", "points"))
+    assert boxes.findings == [] and not boxes.get_groundtruth(0).has_field("keypoints")
+    assert some.findings == [] and some.get_groundtruth(0).get_field("keypoints").keypoints.flatten(1).tolist() == [[0] * 6, points]
+    assert some.annotations.num_keypoints.tolist() == [-1, 2, -1]
 
 
 def test_masks_that_nobody_has_are_missed_before_images_are_looked_at(tmp_path):

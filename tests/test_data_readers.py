@@ -1,6 +1,7 @@
 """Readers of YOLO, PNG masks, VOC masks, Visual Genome, ImageNet DET and Cityscapes: what their files say, and what is wrong in them."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -33,7 +34,7 @@ def image(path, size=(60, 40)):
 
 def text(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
 
 
 # -------------------------------------------------------------------------------------------------------------- YOLO
@@ -104,6 +105,33 @@ def test_yolo_lines(tmp_path):
     assert any("box is empty" in fault for fault in reports(train)) and all("a.p" in fault for fault in reports(train))
     np.testing.assert_allclose(test.get_groundtruth(0).bbox, [[42, 28, 60, 40]], atol=1e-4)
     assert "reaches out of the image" in reports(test)[0]
+
+
+def test_yolo_files_of_other_tools(tmp_path, monkeypatch):
+    """A mark of the byte order in every file, lists of classes beside the labels, absolute and relative paths in one list."""
+    monkeypatch.chdir(tmp_path)
+    for stem in ("a", "b"):
+        image(tmp_path / "set" / "images" / f"{stem}.png")
+        text(tmp_path / "set" / "labels" / f"{stem}.txt", "\ufeff1 .5 .5 .5 .5\n")
+    for name in ("classes.txt", "predefined_classes.txt"):
+        text(tmp_path / "set" / "labels" / name, "cat\ndog\n")
+    text(tmp_path / "set" / "data.yaml", "\ufefftrain: list.txt\nnames: names.txt\n")
+    text(tmp_path / "set" / "names.txt", "\ufeffcat\ndog\n")
+    text(tmp_path / "set" / "list.txt", f"\ufeffimages/a.png\n{tmp_path}/set/images/b.png\n")
+    for folder in ("set", str(tmp_path / "set")):
+        dataset = make_dataset(folder)
+        assert dataset.class_names == ("__background__", "cat", "dog") and reports(dataset) == []
+        assert sorted(dataset.get_img_info(i)["file_name"] for i in range(2)) == ["a.png", "b.png"]
+        assert [dataset[i][1].get_field("labels").tolist() for i in range(2)] == [[2], [2]]
+
+
+@pytest.mark.parametrize("pixels", [None, 100])
+def test_pictures_that_are_too_large_stop(tmp_path, pixels, monkeypatch, capsys):
+    write_png_masks(tmp_path, count=1)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pixels)
+    assert main(["check", str(tmp_path)]) == bool(pixels)
+    said = re.findall(r"the (\w+) cannot be read \(Image size", capsys.readouterr().out)
+    assert sorted(said) == (["image", "mask"] if pixels else [])
 
 
 def test_yolo_class_that_has_no_name_stops(tmp_path):
@@ -275,7 +303,7 @@ def genome(shared_dir, tmp_path):
 
 
 def test_real_objects_with_a_vocabulary(genome):
-    text(genome / "objects_vocab.txt", "tree,trees\ncar\nno such thing\nbuilding,street\n")
+    text(genome / "objects_vocab.txt", "\ufefftree,trees\ncar\nno such thing\nbuilding,street\n")
     dataset = make_dataset(str(genome), pixel=0)
     assert "objects_vocab.txt" in dataset.described and "every fifth" in dataset.described
     assert dataset.class_names == ("__background__", "tree", "car", "no such thing", "building"), "a class for every line"
@@ -300,7 +328,7 @@ def test_large_vocabularies_and_lists(genome):
     lines = [f"thing {k}" for k in range(2499)] + ["Tree, Trees"]
     text(genome / "400-20" / "objects_vocab.txt", "car\n")
     text(genome / "2500-20" / "objects_vocab.txt", "\n".join(lines))
-    text(genome / "train.txt", "VG_100K_2/2.jpg xml/2.xml\n")
+    text(genome / "train.txt", "\ufeffVG_100K_2/2.jpg xml/2.xml\n")
     text(genome / "val.txt", "VG_100K/1.jpg xml/1.xml\n")
     train, test = both(genome)
     assert "2500-20/objects_vocab.txt" in train.described and "train.txt" in train.described
@@ -343,14 +371,14 @@ BOX = "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xm
 
 @pytest.fixture
 def imagenet(tmp_path):
-    text(tmp_path / "devkit" / "data" / "map_det.txt", "n02672831 2 accordion\nn02691156 1 airplane\nn02219486 3 ant or bee\n")
+    text(tmp_path / "devkit" / "data" / "map_det.txt", "\ufeffn02672831 2 accordion\nn02691156 1 airplane\nn02219486 3 ant or bee\n")
     root = tmp_path / "ILSVRC"
     boxes = {"train/part/n1": [("n02219486", 0, 0, 59, 39), ("n02672831", 2, 3, 10, 20)], "val/v1": [("n99999999", 1, 1, 5, 5)]}
     for name, objects in boxes.items():
         text(root / "Annotations/DET" / f"{name}.xml", XML.format("".join(BOX.format(*o) for o in objects)))
     for name in ("train/part/n1", "train/part/empty", "train/part/lost", "val/v1"):
         image(root / "Data/DET" / f"{name}.JPEG")
-    text(root / "ImageSets/DET/train_1.txt", "part/n1 1\npart/empty -1\n")
+    text(root / "ImageSets/DET/train_1.txt", "\ufeffpart/n1 1\npart/empty -1\n")
     text(root / "ImageSets/DET/train_2.txt", "part/n1 -1\npart/lost 1\n")
     text(root / "ImageSets/DET/val.txt", "v1 1\n")
     return tmp_path

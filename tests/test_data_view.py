@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from test_data_faults import GOOD, OBJECT_FAULTS, write
 
 from maskrcnn_bench.data.check import main
 from maskrcnn_bench.data.datasets import toy
@@ -43,6 +44,16 @@ def test_only_faulty_images(tmp_path, capsys):
     assert len(drawn) == 1 and wrong.rsplit("/")[-1].rsplit(".")[0] in next(iter(drawn))
     out = capsys.readouterr().out
     assert "box reaches out of the image" in out and "nothing to draw" in out
+
+
+@pytest.mark.parametrize("name", OBJECT_FAULTS)
+def test_faulty_images_that_cannot_be_drawn_say_why(tmp_path, capsys, name):
+    change, severity, _ = OBJECT_FAULTS[name]
+    write(tmp_path / "set", [GOOD | change])
+    code = main(["view", str(tmp_path / "set"), "--output", str(tmp_path / "out"), "--faulty"])
+    out = capsys.readouterr().out
+    assert code == (severity == "stop") and ("rle" in name) == ("1.jpg: not drawn: " in out)
+    assert re.search(OBJECT_FAULTS[name][2], out) or name in ("unknown image", "repeated id"), "the fault stands there as well"
 
 
 def test_what_cannot_be_viewed(tmp_path, capsys):

@@ -69,6 +69,26 @@ def test_a_stored_data_set_without_its_faulty_objects(tmp_path):
     assert results["bbox"]["AP"] == pytest.approx(1.0)
 
 
+def test_images_whose_ids_are_no_numbers():
+    content, expected, dataset = small_world(), JsonDataset(small_world()), JsonDataset(small_world())
+    stray = content["annotations"][0] | {"image_id": 1}
+    content["annotations"] = [a | {"image_id": f"image {a['image_id']}"} for a in content["annotations"]] + [stray]
+    dataset.content, dataset.id_to_img_map = content, {i: f"image {number}" for i, number in expected.id_to_img_map.items()}
+    assert len(ground_truth(dataset)["annotations"]) == len(expected.content["annotations"]), "all but that of an image it does not have"
+    predictions = expected.predictions(truth_as_results(expected.content))
+    results = evaluate(dataset, predictions, iou_types=("bbox",))["bbox"]
+    assert results["AP"] == pytest.approx(1.0) and results == evaluate(expected, predictions, iou_types=("bbox",))["bbox"]
+
+
+def test_polygons_that_are_none_and_no_keypoints():
+    content = small_world()
+    good = content["annotations"][0]["segmentation"]
+    expected = ground_truth(JsonDataset(small_world()))["annotations"][0]["segmentation"]
+    content["annotations"][0] |= {"segmentation": [*good, [1, 2, 3, 4, 5, float("nan")], [1, 2, 3, 4, 5, 6, 7]], "keypoints": []}
+    first = ground_truth(JsonDataset(content))["annotations"][0]
+    assert first["segmentation"] == expected and "keypoints" not in first
+
+
 def test_a_data_set_that_offers_no_ground_truth():
     class Bare:
         categories = {1: "a"}

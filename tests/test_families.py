@@ -41,7 +41,12 @@ def every_config() -> list[str]:
 def test_one_step_on_photographs(name, shared_dir, tmp_path):
     data = shared_dir / "data" / "coco_mini"
     options = [*SMALL, "DATASETS.DATA", str(data)]
-    if load_config(str(CONFIGS / name)).MODEL.LOAD_PROPOSALS:
+    given = load_config(str(CONFIGS / name)).MODEL
+    dataset = make_dataset(str(data), is_train=True)
+    count = (given.RETINANET if given.RETINANET_ON else given.ROI_BOX_HEAD).NUM_CLASSES
+    if 0 < count < len(dataset.class_names):
+        options += ["DATASETS.CLASSES", str(dataset.class_names[1:count])]
+    if given.LOAD_PROPOSALS:
         for split, is_train in (("TRAIN", True), ("TEST", False)):
             file = objects_as_proposals(make_dataset(str(data), is_train), tmp_path / split)
             options += [f"DATASETS.PROPOSAL_FILES_{split}", f"('{file}',)"]

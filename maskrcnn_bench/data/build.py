@@ -196,15 +196,21 @@ def _make_one(cfg, name: str, is_train: bool) -> Dataset:
 
 
 def _name_classes(dataset: Dataset, name: str, num_classes: int) -> None:
-    """Gives a user's data set the attribute `class_names` where it has none."""
-    if hasattr(dataset, "class_names"):
-        return
+    """Gives a user's data set `class_names` and `categories` where it lacks one of them, or both."""
+    if not hasattr(dataset, "class_names"):
+        dataset.class_names = _class_names(dataset, name, num_classes)
+    if getattr(dataset, "categories", None) is None:
+        dataset.categories = dict(enumerate(dataset.class_names[1:], start=1))
+
+
+def _class_names(dataset: Dataset, name: str, num_classes: int) -> tuple[str, ...]:
+    """The names of a user's classes from its `categories`, or numbers as names."""
     known = getattr(dataset, "categories", None)
     if not known and not num_classes:
         what = f"{name}: {type(dataset).__name__} does not say its classes"
         raise ValueError(f"{what}; give it class_names = ('__background__', 'name of label 1', ...), or set MODEL.ROI_BOX_HEAD.NUM_CLASSES")
     labels = range(1, max(known) + 1) if known else range(1, num_classes)
-    dataset.class_names = ("__background__", *((known or {}).get(label, f"class {label}") for label in labels))
+    return ("__background__", *((known or {}).get(label, f"class {label}") for label in labels))
 
 
 def make_proposals(cfg, datasets: Sequence[Dataset], is_train: bool = True) -> list[Dataset | None]:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from maskrcnn_bench.data.datasets.photo import looks_wrong, read_photo
+from maskrcnn_bench.data.datasets.photo import UNREADABLE, looks_wrong, lost_range, read_photo
 from maskrcnn_bench.data.faults import Finding, apply_policy, check_annotations, missing_masks, summary
 from maskrcnn_bench.data.statistics import Anchors, coverage, pixels, statistics, suggestion
 from maskrcnn_bench.data.store import AnnotationStore
 from maskrcnn_bench.data.view import view
 
+logger = logging.getLogger("maskrcnn_bench.data")
+
 # Before a run, the ends of that many image files are looked at; of more files only the names.
 FILES_OPENED_AT_START = 5000
+# Of pictures with more than 8 bits, as many are decoded.
+PICTURES_DECODED = 5
 MISSING = "there is no such image file"
 
 
@@ -29,7 +35,7 @@ def check_dataset(dataset: Any, deep: bool = False) -> list[Finding]:
     """
     if not hasattr(dataset, "annotations"):
         return []
-    return list(dataset.findings) + check_images(dataset.annotations, dataset.root, dataset.images.tolist(), deep)
+    return list(dataset.findings) + _check_own_images(dataset, deep)
 
 
 def require_sound(dataset: Any, num_classes: int = 0) -> None:
@@ -44,8 +50,10 @@ def require_sound(dataset: Any, num_classes: int = 0) -> None:
     if not hasattr(dataset, "annotations"):
         return
     store = dataset.annotations
-    findings = check_images(store, dataset.root, dataset.images.tolist())
-    apply_policy(findings, "fix", f"images of {store.source}", "Put the images right, or DATASETS.ROOT")
+    findings = _check_own_images(dataset)
+    message = apply_policy(findings, "fix", f"images of {store.source}", "Put the images right, or DATASETS.ROOT")
+    if message:
+        logger.warning(message)
     too_high = np.flatnonzero(dataset.labels * dataset.usable >= num_classes) if num_classes else np.zeros(0, dtype=np.int64)
     if len(too_high):
         row, count = too_high[0], len(dataset.class_names)
@@ -57,7 +65,14 @@ def require_sound(dataset: Any, num_classes: int = 0) -> None:
         )
 
 
-def check_images(store: AnnotationStore, root: str, images: Sequence[int], deep: bool = False) -> list[Finding]:
+def _check_own_images(dataset: Any, deep: bool = False) -> list[Finding]:
+    """The images of a data set, read as it reads them."""
+    return check_images(dataset.annotations, dataset.root, dataset.images.tolist(), deep, dataset.on_exif, dataset.channels)
+
+
+def check_images(
+    store: AnnotationStore, root: str, images: Sequence[int], deep: bool = False, on_exif: str = "auto", channels: int | None = None
+) -> list[Finding]:
     """Image files that are missing, cut off, unreadable, or of another size than their annotations say.
 
     Args:
@@ -65,6 +80,7 @@ def check_images(store: AnnotationStore, root: str, images: Sequence[int], deep:
         root: folder of the images.
         images: which of them, as places in the store.
         deep: decode every image; otherwise only those whose head or end looks wrong.
+        on_exif, channels: as `read_photo` has them.
     """
     there: dict[str, set[str]] = {}
     findings = []
@@ -75,21 +91,36 @@ def check_images(store: AnnotationStore, root: str, images: Sequence[int], deep:
             there[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
         reason = "" if name in there[folder] else f"{MISSING}; check the folder, or take it out of the annotations"
         size = (int(store.widths[image]), int(store.heights[image]))
-        if not reason and (deep or (len(images) <= FILES_OPENED_AT_START and looks_wrong(path, size))):
-            reason = _why_unreadable(store, image, path)
+        if not reason and (deep or (len(images) <= FILES_OPENED_AT_START and looks_wrong(path, size, on_exif))):
+            reason = _why_unreadable(store, image, path, on_exif, channels)
         if reason:
             findings.append(Finding("stop", path, store.image_label(image), None, reason))
     if len(findings) == len(images) > 1 and all(finding.reason.startswith(MISSING) for finding in findings):
         reason = f"none of the {len(images)} images is here, such as {store.file_names[images[0]]}; check the folder, or copy them there"
         return [Finding("stop", root, "", None, reason)]
-    return findings
+    return findings or (_black_pictures(store, root, images) if channels in (3, None) else [])
 
 
-def _why_unreadable(store: AnnotationStore, image: int, path: str) -> str:
+def _black_pictures(store: AnnotationStore, root: str, images: Sequence[int]) -> list[Finding]:
+    """A note where of all pictures that have more than 8 bits, as far as some are looked at, nothing is left as RGB."""
+    largest = {}
+    for place in np.unique(np.linspace(0, len(images) - 1, min(len(images), PICTURES_DECODED)).round().astype(int)).tolist():
+        image = images[place]
+        with suppress(*UNREADABLE):
+            largest[image] = lost_range(os.path.join(root, store.file_names[image]))
+    if not largest or not all(largest.values()):
+        return []
+    image, value = max(largest.items(), key=lambda pair: pair[1])
+    remedy = "scale them to 0..255, or to 0..65535 as integers; INPUT.CHANNELS 1 reads integers as they are"
+    reason = f"as RGB the pictures are black, since the values of those looked at end at {value:g}: {remedy}"
+    return [Finding("note", os.path.join(root, store.file_names[image]), store.image_label(image), None, reason)]
+
+
+def _why_unreadable(store: AnnotationStore, image: int, path: str, on_exif: str, channels: int | None) -> str:
     size = (int(store.widths[image]), int(store.heights[image]))
     what = f"image id {store.image_ids[image]}"
     try:
-        read_photo(path, what, size if min(size) > 0 else None, channels=None)
+        read_photo(path, what, size if min(size) > 0 else None, on_exif, channels)
     except (OSError, ValueError) as error:
         return str(error).removeprefix(f"{path} ({what})").lstrip(": ")
     return ""
@@ -126,7 +157,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for option, default in (("train", 600), ("test", 150), ("size", 128), ("seed", 0)):
         toy.add_argument(f"--{option}", type=int, default=default, help=f"default {default}")
     args = parser.parse_args(argv)
-    return {"check": _check, "stats": _stats, "view": _view, "toy": _toy}[args.verb](args)
+    try:
+        return {"check": _check, "stats": _stats, "view": _view, "toy": _toy}[args.verb](args)
+    except (OSError, ValueError) as error:
+        print(error)
+        return 1
 
 
 def _add_anchors(parser: argparse.ArgumentParser) -> None:
@@ -146,12 +181,7 @@ def _add_anchors(parser: argparse.ArgumentParser) -> None:
 
 
 def _view(args: argparse.Namespace) -> int:
-    try:
-        lines = view(args.source, args.output, args.count, args.root, args.masks, args.faulty, args.catalog)
-    except (OSError, ValueError) as error:
-        print(error)
-        return 1
-    print("\n".join(lines))
+    print("\n".join(view(args.source, args.output, args.count, args.root, args.masks, args.faulty, args.catalog)))
     return 0
 
 

@@ -10,6 +10,9 @@ Fault = tuple[str, str, str, int | None, str]
 
 EXPECTED = "expected a COCO file: an object with the lists `images`, `categories` and `annotations`"
 
+MOST = 1 << 63
+"""The first integer that has no place in 64 bits."""
+
 
 class Form:
     """The entries of a COCO dict that have the fields they need.
@@ -96,12 +99,12 @@ def _entry_fault(entry: Any, name: str) -> str:
     if not isinstance(entry, dict):
         return f"expected an object, got {_shown(entry)}"
     if not _is_integer(entry.get("id")):
-        return f"expected `id` (int), got {_shown(entry)}"
+        return f"expected `id` (an integer of 64 bits), got {_shown(entry)}"
     if not isinstance(entry.get(name), str):
         return f"expected `{name}` (str), got {_shown(entry)}"
     for side in ("width", "height") if name == "file_name" else ():
         value = entry.get(side)
-        if value is not None and (not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf):
+        if value is not None and (not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < MOST):
             return f"`{side}`: expected pixels, got {value!r} (image id {entry['id']})"
     return ""
 
@@ -109,9 +112,9 @@ def _entry_fault(entry: Any, name: str) -> str:
 def _annotation_fault(entry: dict) -> str:
     for field in ("image_id", "category_id"):
         if not _is_integer(entry.get(field)):
-            return f"`{field}`: expected an integer, got {_shown(entry.get(field))}"
+            return f"`{field}`: expected an integer of 64 bits, got {_shown(entry.get(field))}"
     if "id" in entry and not _is_integer(entry["id"]):
-        return f"`id`: expected an integer, got {_shown(entry['id'])}"
+        return f"`id`: expected an integer of 64 bits, got {_shown(entry['id'])}"
     if not _is_numbers(entry.get("bbox"), 4):
         return f"`bbox`: expected 4 numbers, got {_shown(entry.get('bbox'))}"
     if entry.get("iscrowd") not in (0, 1, None):
@@ -123,7 +126,7 @@ def _annotation_fault(entry: dict) -> str:
 
 
 def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and -MOST <= value < MOST
 
 
 def _is_numbers(value: Any, count: int) -> bool:

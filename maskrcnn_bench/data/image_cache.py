@@ -28,7 +28,7 @@ from maskrcnn_bench.data.datasets.channels import ARRAY_SUFFIX, ChannelImage
 from maskrcnn_bench.data.store_cache import cache_folder
 
 # Entries of other versions are not looked at.
-FORMAT = 1
+FORMAT = 2
 # The first line of a file, at most, bytes.
 HEAD = 512
 # Folders that nobody opened for that long make room for others, seconds.

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from maskrcnn_bench.data.datasets.channels import read_channels
+from maskrcnn_bench.data.datasets.photo import UNREADABLE
 from maskrcnn_bench.data.store import AnnotationStore
 
 COVERED_IOU = 0.5
@@ -49,7 +50,7 @@ def pixels(store: AnnotationStore, root: str) -> list[str]:
     """Mean and deviation of every channel as the keys of the configuration, from images that are evenly picked; nothing without images."""
     sums: dict[tuple[int, str], list[np.ndarray]] = {}
     for image in np.unique(np.linspace(0, len(store) - 1, min(len(store), IMAGES_LOOKED_AT)).round().astype(int)).tolist():
-        with suppress(OSError, ValueError):
+        with suppress(*UNREADABLE):
             found = read_channels(os.path.join(root, store.file_names[image]), "image", None).pixels
             values = found.reshape(-1, found.shape[2]).astype(np.float64)
             part = np.stack([np.full(len(values[0]), len(values)), values.sum(axis=0), (values**2).sum(axis=0)])

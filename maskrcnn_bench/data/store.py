@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from maskrcnn_bench.data.coco_form import Fault, Form, image_words, numbers
-from maskrcnn_bench.data.datasets.photo import photo_size
+from maskrcnn_bench.data.datasets.photo import UNREADABLE, photo_size
 
 NO_MASK, POLYGONS, RLE_TEXT, RLE_RUNS = range(4)
 
@@ -178,15 +178,18 @@ class AnnotationStore:
         store._note_missing_sizes()
         return store
 
-    def fill_sizes(self, root: str) -> None:
-        """Takes sizes that the annotations do not give from the images in a folder, as far as these can be read."""
+    def fill_sizes(self, root: str, on_exif: str = "auto") -> None:
+        """Takes sizes that the annotations do not give from the images in a folder, as far as these can be read.
+
+        `on_exif` is what `read_photo` has under this name.
+        """
         missing = np.flatnonzero((self.widths <= 0) | (self.heights <= 0)).tolist()
         if not missing:
             return
         self.widths, self.heights, self.checked = self.widths.copy(), self.heights.copy(), None
         for i in missing:
-            with suppress(OSError):
-                self.widths[i], self.heights[i] = photo_size(os.path.join(root, self.file_names[i]))
+            with suppress(*UNREADABLE):
+                self.widths[i], self.heights[i] = photo_size(os.path.join(root, self.file_names[i]), on_exif)
 
     def _note_missing_sizes(self) -> None:
         missing = np.flatnonzero((self.widths <= 0) | (self.heights <= 0))
@@ -353,14 +356,14 @@ class _PointReader:
     @staticmethod
     def count(annotation: dict) -> int:
         """The number of annotated points, -1 when the annotation has no keypoints."""
-        if "keypoints" not in annotation:
+        if not annotation.get("keypoints"):
             return -1
         counted = annotation.get("num_keypoints")
         return counted if isinstance(counted, int) else sum(bool(v) for v in annotation["keypoints"][2::3])
 
     def add(self, row: int, annotation: dict) -> str:
         """Takes the points of an annotation; what is wrong with them, or ""."""
-        if "keypoints" not in annotation:
+        if not annotation.get("keypoints"):
             return ""
         points = np.array(numbers(annotation["keypoints"]))
         expected = len(self.rows[0][1]) if self.rows else len(points)

@@ -28,7 +28,7 @@ from maskrcnn_bench.data.store import AnnotationStore, map_array
 from maskrcnn_bench.utils.files import write_atomically
 
 # Entries of other versions are not looked at. Raise it whenever a store's arrays, or what the check finds, change.
-FORMAT = 1
+FORMAT = 2
 # Smaller files are read faster than an entry is worth, bytes.
 WORTH_KEEPING = 4 << 20
 # Entries that nobody opened for that long make room for new ones, seconds.
@@ -156,7 +156,7 @@ def _open(folder: Path, source: str) -> AnnotationStore | None:
         store = AnnotationStore.of_entry(source, folder, described["categories"])
         store.reader_faults = [tuple(_renamed(fault, "", source)) for fault in described["reader_faults"]]
         store.checked = [Finding(*_renamed(fault, "", source)) for fault in described["findings"]], map_array(folder / "dropped.npy")
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError):
         return None
     with suppress(OSError):
         os.utime(folder / DESCRIPTION)

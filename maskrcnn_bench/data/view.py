@@ -24,12 +24,13 @@ def view(
         count: how many pictures of each of the two.
         root: folder that paths of the catalog start from.
         masks: prefer annotations that have masks.
-        faulty: only images in which the check found something; faulty boxes are drawn as far as they are boxes.
+        faulty: only images in which the check found something; faulty boxes are drawn as far as they are boxes, and of images that
+            cannot be drawn the lines say why.
         catalog: Python file with a DatasetCatalog, None for the usual one.
     Returns:
         What was drawn, as lines of text.
     Raises:
-        ValueError, OSError: when the name means no data set, or an image cannot be read.
+        ValueError, OSError: when the name means no data set; without `faulty`, also when an image cannot be read.
     """
     from maskrcnn_bench.data.build import make_dataset
     from maskrcnn_bench.data.datasets.layout import NoSplitError
@@ -54,12 +55,24 @@ def _draw_some(dataset: Any, folder: Path, count: int, faulty: bool) -> list[str
     chosen = [i for i in range(len(dataset)) if not faulty or _findings_of(dataset, i)]
     if len(chosen) > count:
         chosen = [chosen[k] for k in np.linspace(0, len(chosen) - 1, count).round().astype(int)]
-    return [_draw(dataset, i, folder) for i in chosen] or ["  nothing to draw"]
+    draw = _draw_or_say_why if faulty else _draw
+    return [line for i in chosen for line in (draw(dataset, i, folder), *_notes(dataset, i))] or ["  nothing to draw"]
+
+
+def _notes(dataset: Any, i: int) -> list[str]:
+    return [f"    {finding}" for finding in _findings_of(dataset, i)] if hasattr(dataset, "findings") else []
 
 
 def _findings_of(dataset: Any, i: int) -> list[Finding]:
     store, image = dataset.annotations, dataset.images[i]
     return [f for f in dataset.findings if f.image in (store.image_label(image), store.file_names[image])]
+
+
+def _draw_or_say_why(dataset: Any, i: int, folder: Path) -> str:
+    try:
+        return _draw(dataset, i, folder)
+    except (OSError, ValueError, IndexError) as error:
+        return f"  {dataset.get_img_info(i).get('file_name', i)}: not drawn: {error}"
 
 
 def _draw(dataset: Any, i: int, folder: Path) -> str:
@@ -72,5 +85,4 @@ def _draw(dataset: Any, i: int, folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     enlarge = max(READABLE // max(image.size), 1)
     draw_detections(image.convert("RGB"), target, dataset.class_names, enlarge=enlarge).save(path, quality=90)
-    notes = [f"    {finding}" for finding in _findings_of(dataset, i)] if hasattr(dataset, "findings") else []
-    return "\n".join([f"  {path}: {len(target)} objects", *notes])
+    return f"  {path}: {len(target)} objects"

@@ -43,11 +43,16 @@ class MaskRule:
 
 def image_ids(dataset) -> list[int]:
     """COCO image id of each image of the data set, in its order; a data set whose ids are no integers is numbered from 1."""
-    id_map = getattr(dataset, "id_to_img_map", None)
-    ids = [id_map[i] if id_map is not None else dataset.get_img_info(i).get("id", i + 1) for i in range(len(dataset))]
+    ids = _own_ids(dataset)
     if all(isinstance(image_id, (int, np.integer)) for image_id in ids):
         return [int(image_id) for image_id in ids]
     return list(range(1, len(dataset) + 1))
+
+
+def _own_ids(dataset) -> list:
+    """What the data set itself calls its images, which need not be numbers."""
+    id_map = getattr(dataset, "id_to_img_map", None)
+    return [id_map[i] if id_map is not None else dataset.get_img_info(i).get("id", i + 1) for i in range(len(dataset))]
 
 
 def category_ids(dataset) -> dict[int, int]:
@@ -84,8 +89,7 @@ def _stored_content(dataset) -> dict:
     if hasattr(getattr(dataset, "annotations", None), "coco_dict"):
         return _from_store(dataset)
     if hasattr(dataset, "coco_json"):
-        content = dataset.coco_json()
-        return content if isinstance(content, dict) else json.loads(Path(content).read_text(encoding="utf-8"))
+        return _from_json(dataset)
     if hasattr(dataset, "get_groundtruth"):
         label_ids = category_ids(dataset)
         images = (_target_rows(dataset.get_groundtruth(i), image_id, label_ids) for i, image_id in enumerate(image_ids(dataset)))
@@ -96,13 +100,29 @@ def _stored_content(dataset) -> dict:
     )
 
 
+def _from_json(dataset) -> dict:
+    """What `coco_json()` says of the images of the data set, with their numbers in place of the ids it knows them by."""
+    content = dataset.coco_json()
+    content = content if isinstance(content, dict) else json.loads(Path(content).read_bytes())
+    numbers = dict(zip(_own_ids(dataset), image_ids(dataset)))
+    annotations = [{**a, "image_id": numbers[a["image_id"]]} for a in content["annotations"] if a["image_id"] in numbers]
+    return {**content, "annotations": annotations}
+
+
 def _from_store(dataset) -> dict:
-    """Annotations of an AnnotationStore without those the data set calls faulty; difficult ones are ignored as crowds are."""
+    """Annotations of an AnnotationStore without those the data set calls faulty; difficult ones are ignored as crowds are.
+
+    Where several categories of the file have one label, they become the first of them.
+    """
     kept = ~dataset.faulty if hasattr(dataset, "faulty") else np.ones(len(dataset.annotations.ids), dtype=bool)
     content = dataset.annotations.coco_dict(kept)
     if hasattr(dataset, "difficult"):
         for annotation, hard in zip(content["annotations"], np.asarray(dataset.difficult)[kept]):
             annotation["iscrowd"] = int(annotation["iscrowd"] or hard)
+    labels, numbers = getattr(dataset, "json_category_id_to_contiguous_id", {}), category_ids(dataset)
+    for annotation in content["annotations"]:
+        number = annotation["category_id"]
+        annotation["category_id"] = numbers.get(labels.get(number), number)
     return content
 
 
@@ -114,21 +134,21 @@ def _categories(dataset, content: dict) -> list[dict]:
 
 def _complete(annotation: dict, number: int, shape: tuple[int, int], with_masks: bool) -> dict:
     x, y, w, h = annotation["bbox"]
-    out = {key: annotation[key] for key in ("image_id", "category_id", "bbox", "keypoints") if key in annotation}
+    out = {key: annotation[key] for key in ("image_id", "category_id", "bbox")}
     out |= {"id": number, "iscrowd": int(annotation.get("iscrowd", 0)), "area": annotation.get("area", w * h)}
     if with_masks:
         out["segmentation"] = _segmentation(annotation, shape) or [[x, y, x, y + h, x + w, y + h, x + w, y]]
-    if "keypoints" in annotation:
-        points = annotation["keypoints"]
-        out["num_keypoints"] = annotation.get("num_keypoints", sum(v > 0 for v in points[2::3]))
+    points = annotation.get("keypoints", ())
+    if len(points):
+        out |= {"keypoints": points, "num_keypoints": annotation.get("num_keypoints", sum(v > 0 for v in points[2::3]))}
     return out
 
 
 def _segmentation(annotation: dict, shape: tuple[int, int]) -> dict | list:
-    """The annotation's mask if it has a usable one: polygons of at least three points, or run lengths that fill the image."""
+    """The annotation's mask if it has a usable one: polygons of three points or more, all numbers, or run lengths that fill the image."""
     mask = annotation.get("segmentation") or []
     if not isinstance(mask, dict):
-        return [ring for ring in mask if len(ring) >= 6]
+        return [ring for ring in mask if len(ring) >= 6 and len(ring) % 2 == 0 and np.isfinite(ring).all()]
     fills = not isinstance(mask["counts"], list) or sum(mask["counts"]) == shape[0] * shape[1]
     if tuple(mask["size"]) != tuple(shape) or not fills:
         raise ValueError(

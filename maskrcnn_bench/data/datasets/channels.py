@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, ImageSequence
+from PIL import Image, ImageSequence
+
+from maskrcnn_bench.data.datasets.orientation import turned
 
 ARRAY_SUFFIX = ".npy"
 KINDS = (np.uint8, np.uint16)
@@ -76,18 +78,19 @@ def _resized(channel: np.ndarray, size: tuple[int, int], resample: int) -> np.nd
     return np.rint(exact).clip(0, np.iinfo(channel.dtype).max).astype(channel.dtype)
 
 
-def read_channels(path: str, what: str, channels: int | None) -> ChannelImage:
+def read_channels(path: str, what: str, channels: int | None, size: tuple[int, int] | None = None, on_exif: str = "auto") -> ChannelImage:
     """Read an image as it is stored.
 
     Args:
         path: a .npy file with an array [H, W] or [H, W, C], a TIFF with a page for each channel, or any image that Pillow reads.
         what: the image's name and id, for messages.
         channels: how many are expected; a coloured picture becomes grey where that is 1. None takes what is there.
+        size, on_exif: as `photo.read_photo` has them.
     Raises:
         OSError: when there is no such file, or it cannot be read.
         WrongChannels: when it has other channels, or numbers of another kind.
     """
-    pixels = _read_array(path, what) if path.endswith(ARRAY_SUFFIX) else _read_picture(path, channels)
+    pixels = _read_array(path, what) if path.endswith(ARRAY_SUFFIX) else _read_picture(path, channels, size, on_exif)
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     if pixels.ndim != 3 or pixels.dtype not in KINDS:
         raise WrongChannels(f"{path} ({what}): expected [H, W] or [H, W, C] of uint8 or uint16, got {list(pixels.shape)} of {pixels.dtype}")
@@ -103,12 +106,12 @@ def _read_array(path: str, what: str) -> np.ndarray:
         raise OSError(f"{path} ({what}) cannot be read ({error}); write it again with numpy.save") from error
 
 
-def _read_picture(path: str, channels: int | None) -> np.ndarray:
+def _read_picture(path: str, channels: int | None, size: tuple[int, int] | None, on_exif: str) -> np.ndarray:
     with Image.open(path) as image:
         if image.format == "TIFF" and image.n_frames > 1:
             return np.stack([_numbers(page) for page in ImageSequence.Iterator(image)], axis=2)
         image.load()
-        image = ImageOps.exif_transpose(image)
+        image = turned(image, size, on_exif)
     grey = channels == 1 and len(image.getbands()) > 1
     return _numbers(image.convert("RGB").convert("L") if grey or image.mode in ("1", "P") and channels == 1 else image)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from maskrcnn_bench.data.datasets.photo import photo_size
+from maskrcnn_bench.data.datasets.photo import UNREADABLE, photo_size
 from maskrcnn_bench.data.store import AnnotationStore
 
 
@@ -16,10 +16,11 @@ class Content:
     Args:
         source: folder or file that is read, for messages.
         names: names of the classes by their number in the files.
+        on_exif: as `read_photo` has it.
     """
 
-    def __init__(self, source: str, names: dict[int, str]):
-        self.source = source
+    def __init__(self, source: str, names: dict[int, str], on_exif: str = "auto"):
+        self.source, self.on_exif = source, on_exif
         self.categories = [{"id": number, "name": name} for number, name in sorted(names.items())]
         self.images: list[dict] = []
         self.sources: dict[int, str] = {}
@@ -48,8 +49,8 @@ class Content:
     def image_size(self, path: str, name: str) -> tuple[int, int]:
         """(width, height) of an image file, pixels; (0, 0) and a fault when it cannot be read."""
         try:
-            return photo_size(path)
-        except OSError as error:
+            return photo_size(path, self.on_exif)
+        except UNREADABLE as error:
             self.add_fault("stop", path, name, f"the image cannot be read ({error})")
             return 0, 0
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from maskrcnn_bench.data.datasets.content import Content
-from maskrcnn_bench.data.datasets.layout import NoSplitError, splits
+from maskrcnn_bench.data.datasets.layout import NoSplitError, read_lines, splits
 from maskrcnn_bench.data.datasets.stored import StoredDataset
 from maskrcnn_bench.data.datasets.voc import read_xml
 from maskrcnn_bench.data.store import AnnotationStore
@@ -66,7 +66,7 @@ def read_map(path: Path) -> dict[str, tuple[int, str]]:
     if not path.is_file():
         raise FileNotFoundError(f"no class list {path}; it is `data/map_det.txt` of ImageNet's development kit for DET")
     classes: dict[str, tuple[int, str]] = {}
-    for place, line in enumerate(path.read_text().splitlines(), start=1):
+    for place, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         found = _CLASS.fullmatch(line.strip())
@@ -83,7 +83,7 @@ def read_lists(folder: Path, split: str) -> dict[str, bool]:
         there = ", ".join(sorted(path.stem for path in folder.glob("*.txt"))) or "none"
         raise FileNotFoundError(f"no list of images {folder / split}.txt or {split}_*.txt; lists there: {there}")
     names: dict[str, bool] = {}
-    for line in (line for path in files for line in path.read_text().splitlines() if line.strip()):
+    for line in (line for path in files for line in read_lines(path) if line.strip()):
         name, *mark = line.split()
         names[name] = names.get(name, False) or mark[:1] != [ABSENT]
     return names

@@ -12,6 +12,7 @@ from PIL import Image
 
 from maskrcnn_bench.data.datasets.content import Content, box_of_mask, rle_of_mask
 from maskrcnn_bench.data.datasets.layout import IMAGE_SUFFIXES, NO_SPLITS, every_fifth
+from maskrcnn_bench.data.datasets.photo import UNREADABLE
 from maskrcnn_bench.data.datasets.stored import StoredDataset
 from maskrcnn_bench.data.store import AnnotationStore
 
@@ -42,17 +43,17 @@ class InstancePNGDataset(StoredDataset):
         transforms: Callable | None = None,
         **options: Any,
     ):
-        store, root = self.read_store(img_dir, mask_dir, split, class_name)
+        store, root = self.read_store(img_dir, mask_dir, split, class_name, options.get("on_exif", "auto"))
         super().__init__(store, root, remove_images_without_annotations, transforms, **options)
 
     @staticmethod
     def read_store(
-        img_dir: str | os.PathLike, mask_dir: str | os.PathLike, split: str = "all", class_name: str = "object"
+        img_dir: str | os.PathLike, mask_dir: str | os.PathLike, split: str = "all", class_name: str = "object", on_exif: str = "auto"
     ) -> tuple[AnnotationStore, str]:
         """All objects, with the boxes around their pixels, and the folder of the images."""
         images = sorted(path for path in Path(img_dir).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         masks = {path.stem.removesuffix("_mask"): path for path in sorted(Path(mask_dir).glob("*.png"))}
-        content = Content(f"{img_dir} ({split})", {1: class_name})
+        content = Content(f"{img_dir} ({split})", {1: class_name}, on_exif)
         for k in every_fifth(len(images), split):
             _read_image(content, images[k], masks.get(images[k].stem), Path(mask_dir))
         for name in sorted(masks.keys() - {path.stem for path in images}):
@@ -89,7 +90,7 @@ def read_instances(content: Content, path: Path, image: str, size: tuple[int, in
     try:
         with Image.open(path) as picture:
             pixels = np.asarray(picture)
-    except (OSError, SyntaxError) as error:
+    except UNREADABLE as error:
         content.add_fault("stop", str(path), image, f"the mask cannot be read ({error})")
         return None
     if pixels.ndim != 2:

@@ -47,12 +47,16 @@ class LabelMeDataset(StoredDataset):
         transforms: Callable | None = None,
         **options: Any,
     ):
-        store, root = self.read_store(folder, split, class_dirs, keypoints)
+        store, root = self.read_store(folder, split, class_dirs, keypoints, options.get("on_exif", "auto"))
         super().__init__(store, root, remove_images_without_annotations, transforms, **options)
 
     @staticmethod
     def read_store(
-        folder: str | os.PathLike, split: str = "all", class_dirs: Sequence[str | os.PathLike] = (), keypoints: bool = False
+        folder: str | os.PathLike,
+        split: str = "all",
+        class_dirs: Sequence[str | os.PathLike] = (),
+        keypoints: bool = False,
+        on_exif: str = "auto",
     ) -> tuple[AnnotationStore, str]:
         """All annotations of a split, and the folder of the images."""
         images = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
@@ -62,7 +66,7 @@ class LabelMeDataset(StoredDataset):
         known = [(_is_point(shape), _label(shape)) for path in files for shape in _shapes(path)[0]]
         names = sorted({label for is_point, label in known if not is_point})
         points = _in_order([label for is_point, label in known if is_point and keypoints])
-        content = Content(f"{folder} ({split})", dict(enumerate(names, start=1)))
+        content = Content(f"{folder} ({split})", dict(enumerate(names, start=1)), on_exif)
         for category in content.categories if points else ():
             category["keypoints"] = points
         for k in every_fifth(len(images), split):

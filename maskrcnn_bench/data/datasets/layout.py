@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -31,6 +32,21 @@ class Source:
 def splits(is_train: bool) -> tuple[str, ...]:
     """What the split of training, or that of testing, may be called; the best name first."""
     return TRAIN_SPLITS if is_train else TEST_SPLITS
+
+
+def read_lines(path: Path, errors: str = "strict") -> list[str]:
+    """The lines of a text file in UTF-8, without the mark that some editors begin it with.
+
+    Args:
+        path: the file.
+        errors: what becomes of other bytes, as `bytes.decode` has it.
+    Raises:
+        ValueError: when the file has another encoding and `errors` is "strict".
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig", errors=errors).splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected text in UTF-8, got {error}; save it in this encoding") from None
 
 
 def every_fifth(count: int, split: str) -> list[int]:

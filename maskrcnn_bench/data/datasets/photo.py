@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from maskrcnn_bench.data.datasets.channels import ARRAY_SUFFIX, ChannelImage, WrongChannels, array_size, read_channels
+from maskrcnn_bench.data.datasets.orientation import turned, turned_size
 
-EXIF_ORIENTATION = 0x0112
 AGAIN = "copy it again, or take it out of the annotations"
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+"""What Pillow and numpy raise for files that are no images, are damaged or too large."""
+# Grey values of 8 bits that nobody tells from black end below this: those of 12 bits, taken for 16.
+BLACK = 16
 
 
 def read_photo(
@@ -35,7 +39,7 @@ def read_photo(
     as_stored = channels not in (3, None) or path.endswith(ARRAY_SUFFIX)
     try:
         if as_stored:
-            image = read_channels(path, what, channels)
+            image = read_channels(path, what, channels, size, on_exif)
         else:
             with Image.open(path) as image:
                 image.load()
@@ -46,23 +50,14 @@ def read_photo(
         raise FileNotFoundError(f"no image file {path} for {what}; {remedy}") from None
     except UnidentifiedImageError as error:
         raise OSError(f"{path} ({what}) cannot be read (no kind of image that is known); {AGAIN}") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise OSError(f"{path} ({what}) cannot be read ({error}); {AGAIN}") from error
     if not as_stored:
-        image = to_rgb(_turned(image, size, on_exif))
+        image = to_rgb(turned(image, size, on_exif))
     if size and image.size != tuple(size):
         found, expected = "{} x {}".format(*image.size), "{} x {}".format(*size)
         raise ValueError(f"{path} ({what}): expected {expected} pixels as its annotations say, got {found}; use their own image")
     return image
-
-
-def _turned(image: Image.Image, size: tuple[int, int] | None, on_exif: str) -> Image.Image:
-    if on_exif == "ignore" or image.getexif().get(EXIF_ORIENTATION, 1) == 1:
-        return image
-    turned = ImageOps.exif_transpose(image)
-    # A square picture, or one only mirrored or upside down, has the same size both ways: it is turned.
-    unturned = on_exif == "auto" and size and turned.size != tuple(size) and image.size == tuple(size)
-    return image if unturned else turned
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -74,14 +69,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def photo_size(path: str) -> tuple[int, int]:
-    """(width, height) after the turn that EXIF data asks for, read from the head of the file, pixels."""
+def photo_size(path: str, on_exif: str = "auto") -> tuple[int, int]:
+    """(width, height) as `read_photo` gives it where annotations say none, read from the head of the file, pixels.
+
+    Raises:
+        UNREADABLE: when the file is no image, or none that can be opened.
+    """
     if path.endswith(ARRAY_SUFFIX):
         return array_size(path)
     with Image.open(path) as image:
-        width, height = image.size
-        swapped = image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-    return (height, width) if swapped else (width, height)
+        return turned_size(image, on_exif)
 
 
 def looks_cut_off(path: str) -> bool:
@@ -96,12 +93,18 @@ def looks_cut_off(path: str) -> bool:
     return length == 0 or (head.startswith(b"\x89PNG") and b"IEND" not in tail)
 
 
-def looks_wrong(path: str, size: tuple[int, int]) -> bool:
+def looks_wrong(path: str, size: tuple[int, int], on_exif: str = "auto") -> bool:
     """Whether a file lacks its end, is no image, or is not of the expected (width, height); reads its head and end only."""
-    if looks_cut_off(path):
-        return True
     try:
-        found = photo_size(path)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return looks_cut_off(path) or (min(size) > 0 and photo_size(path, on_exif) != size)
+    except UNREADABLE:
         return True
-    return min(size) > 0 and found != size
+
+
+def lost_range(path: str) -> float:
+    """The largest value of a picture of more than 8 bits that becomes black as RGB; 0 for all others, which are not decoded."""
+    with Image.open(path) as image:
+        if not image.mode.startswith(("I", "F")):
+            return 0.0
+        largest, left = np.asarray(image).max(initial=0), np.asarray(to_rgb(image)).max(initial=0)
+    return float(largest) if left < BLACK else 0.0

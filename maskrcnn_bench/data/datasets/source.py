@@ -81,7 +81,7 @@ def read_dataset(
     wanted = {
         "masks": masks,
         "keypoints": keypoints,
-        "require_masks": masks,
+        "require_masks": masks and is_train,
         "remove_images_without_annotations": is_train and not keep_empty,
         "use_difficult": not is_train,
         "transforms": None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,7 @@ class StoredDataset(Dataset):
         self.transforms = transforms
         self.pixel = pixel
         self.on_exif, self.channels = on_exif, channels
-        store.fill_sizes(self.root)
+        store.fill_sizes(self.root, on_exif)
         self.findings, faulty = check_annotations(store)
         if require_masks:
             findings, missing = missing_masks(store, faulty)
@@ -99,22 +99,32 @@ class StoredDataset(Dataset):
         return np.ones(len(self.annotations.ids), dtype=bool)
 
     def _name_classes(self, classes: Sequence[str]) -> None:
-        names = {category["name"]: category["id"] for category in self.annotations.categories}
-        unknown = [name for name in classes if name not in names]
-        if unknown:
-            near = difflib.get_close_matches(unknown[0], names, n=3)
-            hint = f" Did you mean {', '.join(near)}?" if near else ""
-            raise ValueError(f"DATASETS.CLASSES: no class {unknown[0]!r} in {self.annotations.source}.{hint} It has: {', '.join(names)}.")
-        ids = [names[name] for name in classes] or [category["id"] for category in self.annotations.categories]
-        by_id = {category["id"]: category["name"] for category in self.annotations.categories}
-        self.json_category_id_to_contiguous_id = {json_id: k + 1 for k, json_id in enumerate(ids)}
-        self.contiguous_category_id_to_json_id = {k + 1: json_id for k, json_id in enumerate(ids)}
-        self.categories = {k + 1: by_id[json_id] for k, json_id in enumerate(ids)}
+        categories = self.annotations.categories
+        names: dict[str, list[int]] = {}
+        for category in categories:
+            names.setdefault(category["name"], []).append(category["id"])
+        self._require_names(classes, names)
+        # Categories of one name are one class for those who ask for it by name; the first is what its label means outside.
+        groups = [names[name] for name in classes] or [[category["id"]] for category in categories]
+        by_id = {category["id"]: category["name"] for category in categories}
+        self.json_category_id_to_contiguous_id = {json_id: k + 1 for k, ids in enumerate(groups) for json_id in ids}
+        self.contiguous_category_id_to_json_id = {k + 1: ids[0] for k, ids in enumerate(groups)}
+        self.categories = {k: by_id[json_id] for k, json_id in self.contiguous_category_id_to_json_id.items()}
         self.class_names = (BACKGROUND, *self.categories.values())
         table = np.array(sorted(self.json_category_id_to_contiguous_id.items()), dtype=np.int64).reshape(-1, 2)
         place = np.searchsorted(table[:, 0], self.annotations.category_ids).clip(max=max(len(table) - 1, 0))
         known = table[place, 0] == self.annotations.category_ids if len(table) else np.zeros(len(place), dtype=bool)
         self.labels = np.where(known, table[place, 1], 0) if len(table) else np.zeros(len(place), dtype=np.int64)
+
+    def _require_names(self, classes: Sequence[str], names: Collection[str]) -> None:
+        repeated = next((name for name in classes if list(classes).count(name) > 1), None)
+        if repeated is not None:
+            raise ValueError(f"DATASETS.CLASSES: expected each class once, got {tuple(classes)}; leave out one {repeated!r}")
+        unknown = [name for name in classes if name not in names]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], names, n=3)
+            hint = f" Did you mean {', '.join(near)}?" if near else ""
+            raise ValueError(f"DATASETS.CLASSES: no class {unknown[0]!r} in {self.annotations.source}.{hint} It has: {', '.join(names)}.")
 
     def _require_sizes(self) -> None:
         store = self.annotations
@@ -249,7 +259,7 @@ class StoredDataset(Dataset):
         mask = self.annotations.segmentation(row)
         if isinstance(mask, dict):
             return mask
-        return [ring for ring in mask if len(ring) >= 6 and len(ring) % 2 == 0]
+        return [ring for ring in mask if len(ring) >= 6 and len(ring) % 2 == 0 and np.isfinite(ring).all()]
 
     def _points(self, rows: np.ndarray, size: tuple[int, int]) -> Keypoints:
         points = torch.from_numpy(self.annotations.keypoints[rows].astype(np.float32))

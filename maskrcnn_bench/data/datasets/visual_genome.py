@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from maskrcnn_bench.data.datasets.content import Content
-from maskrcnn_bench.data.datasets.layout import NO_SPLITS, every_fifth, splits
+from maskrcnn_bench.data.datasets.layout import NO_SPLITS, every_fifth, read_lines, splits
 from maskrcnn_bench.data.datasets.stored import StoredDataset
 from maskrcnn_bench.data.store import AnnotationStore
 
@@ -63,11 +63,11 @@ class VisualGenomeDataset(StoredDataset):
     ) -> tuple[AnnotationStore, str]:
         """The objects whose names are in the vocabulary, and the folder of the images."""
         entries = sorted(_read_json(Path(ann_file)), key=lambda entry: entry["image_id"])
-        lines = Path(vocabulary).read_text().splitlines() if vocabulary else frequent_names(entries)
+        lines = read_lines(Path(vocabulary)) if vocabulary else frequent_names(entries)
         names, numbers = read_vocabulary(lines)
         content = Content(str(ann_file), names)
         if image_list:
-            wanted = {Path(line.split()[0]).stem for line in Path(image_list).read_text().splitlines() if line.strip()}
+            wanted = {Path(line.split()[0]).stem for line in read_lines(Path(image_list)) if line.strip()}
             entries = [entry for entry in entries if str(entry["image_id"]) in wanted]
         else:
             entries = [entries[k] for k in every_fifth(len(entries), split)]
@@ -145,7 +145,7 @@ def find_visual_genome(folder: Path, is_train: bool, masks: bool) -> tuple[dict[
     if not ann_file.is_file():
         return None
     vocabularies = [*folder.glob("objects_vocab.txt"), *folder.glob("*/objects_vocab.txt")]
-    largest = max(sorted(vocabularies), key=lambda path: len(path.read_text().splitlines()), default=None)
+    largest = max(sorted(vocabularies), key=lambda path: len(read_lines(path)), default=None)
     image_list = next((path for name in splits(is_train) for path in (folder / f"{name}.txt",) if path.is_file()), None)
     arguments = {"ann_file": str(ann_file), "img_dir": str(folder), "vocabulary": str(largest or "")}
     arguments |= {"image_list": str(image_list)} if image_list else {"split": "train" if is_train else "test"}

@@ -6,6 +6,7 @@ Masks exist for the images of `ImageSets/Segmentation`: PNGs in `SegmentationObj
 from __future__ import annotations
 
 import os
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 
 from maskrcnn_bench.data.datasets.content import Content, rle_of_mask
 from maskrcnn_bench.data.datasets.instance_png import read_instances
-from maskrcnn_bench.data.datasets.layout import NoSplitError
+from maskrcnn_bench.data.datasets.layout import NoSplitError, read_lines
 from maskrcnn_bench.data.datasets.stored import BACKGROUND, StoredDataset
 from maskrcnn_bench.data.store import AnnotationStore
 from maskrcnn_bench.structures.bounding_box import BoxList
@@ -103,7 +104,7 @@ def read_voc(folder: Path, split: str, masks: bool = False) -> tuple[AnnotationS
         ValueError: when an XML file is malformed.
     """
     names = read_split(folder, split, "Segmentation" if masks else "Main")
-    files = {Path(entry.name).stem: entry.name for entry in os.scandir(folder / "JPEGImages")} if (folder / "JPEGImages").is_dir() else {}
+    files = _image_files(folder / "JPEGImages", names)
     content = Content(f"{folder} ({split})", {})
     objects: list[tuple[int, dict]] = []
     for name in names:
@@ -120,6 +121,13 @@ def read_voc(folder: Path, split: str, masks: bool = False) -> tuple[AnnotationS
         content.add_object(number, classes.index(entry["name"]) + 1, entry["bbox"], entry.get("mask"), **more)
     difficult = np.array([entry["difficult"] for _, entry in objects], dtype=bool)
     return content.store(EMPTY_EXTENT, corners_from=1), difficult, names
+
+
+def _image_files(images: Path, names: Sequence[str]) -> dict[str, str]:
+    """The files, below `images`, in the folders of the given names; each by its name without ending."""
+    folders = {Path(name).parent for name in names}
+    found = [folder / entry.name for folder in folders if (images / folder).is_dir() for entry in os.scandir(images / folder)]
+    return {path.with_suffix("").as_posix(): path.as_posix() for path in found}
 
 
 def _with_masks(content: Content, path: Path, image: str, size: tuple[int, int], objects: list[dict]) -> list[dict]:
@@ -143,11 +151,18 @@ def read_split(folder: Path, split: str, kind: str = "Main") -> list[str]:
         there = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
         hint = "" if kind == "Main" else "; without MODEL.MASK_ON no masks are needed"
         raise FileNotFoundError(f"no list of images {path}; splits there: {there}{hint}")
-    names = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    names = [_name_of(line.strip(), folder / "Annotations") for line in read_lines(path) if line.strip()]
     repeated = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ()
     if repeated:
         raise ValueError(f"{path}: {sorted(repeated)[0]} is listed more than once")
     return names
+
+
+def _name_of(line: str, annotations: Path) -> str:
+    """The image that a line of a list means; behind its name may stand whether a class is in it: 1, 0 or -1."""
+    flagged = re.fullmatch(r"(.+?)\s+(-1|0|1)", line)
+    # A name may itself end so.
+    return flagged[1] if flagged and not (annotations / f"{line}.xml").is_file() else line
 
 
 def _class_order(folder: Path, found: set[str]) -> list[str]:

@@ -15,9 +15,12 @@ from typing import Any
 import yaml
 
 from maskrcnn_bench.data.datasets.content import Content, box_of_points
-from maskrcnn_bench.data.datasets.layout import IMAGE_SUFFIXES, NoSplitError, splits
+from maskrcnn_bench.data.datasets.layout import IMAGE_SUFFIXES, NoSplitError, read_lines, splits
 from maskrcnn_bench.data.datasets.stored import StoredDataset
 from maskrcnn_bench.data.store import AnnotationStore
+
+# Lists of classes that tools for annotating put beside the label files.
+NAME_FILES = ("classes.txt", "predefined_classes.txt")
 
 
 class YOLODataset(StoredDataset):
@@ -42,11 +45,11 @@ class YOLODataset(StoredDataset):
         transforms: Callable | None = None,
         **options: Any,
     ):
-        store, root = self.read_store(data_file, split, labels)
+        store, root = self.read_store(data_file, split, labels, options.get("on_exif", "auto"))
         super().__init__(store, root, remove_images_without_annotations, transforms, **options)
 
     @staticmethod
-    def read_store(data_file: str | os.PathLike, split: str, labels: str = "labels") -> tuple[AnnotationStore, str]:
+    def read_store(data_file: str | os.PathLike, split: str, labels: str = "labels", on_exif: str = "auto") -> tuple[AnnotationStore, str]:
         """All annotations of a split, and the folder that its images' names start from.
 
         Raises:
@@ -56,8 +59,8 @@ class YOLODataset(StoredDataset):
         data_file = Path(data_file)
         entries = read_data_file(data_file)
         images = _images_of(data_file, entries, split)
-        content = Content(f"{data_file} ({split})", entries["names"])
-        root = Path(os.path.commonpath([image.parent for image in images]))
+        content = Content(f"{data_file} ({split})", entries["names"], on_exif)
+        root = Path(os.path.commonpath([os.path.abspath(image.parent) for image in images]))
         for image in images:
             _read_image(content, image, root, label_file(image, labels))
         for text in _without_image(images, labels):
@@ -76,14 +79,13 @@ def read_data_file(path: Path) -> dict[str, Any]:
     if path.suffix in (".yaml", ".yml"):
         entries = _read_yaml(path)
     elif path.suffix == ".data":
-        pairs = (line.split("=", 1) for line in path.read_text().splitlines() if "=" in line)
+        pairs = (line.split("=", 1) for line in read_lines(path) if "=" in line)
         entries = {key.strip(): value.strip() for key, value in pairs}
     else:
         entries = {"names": path.name}
     names = entries.get("names")
     if isinstance(names, str):
-        lines = _resolve(path.parent, names).read_text().splitlines()
-        names = [line.strip() for line in lines if line.strip()]
+        names = [line.strip() for line in read_lines(_resolve(path.parent, names)) if line.strip()]
     if not isinstance(names, (list, dict)) or not names:
         raise ValueError(f"{path}: expected `names`, a list of the classes or a table of number and name; got {names!r}")
     pairs = names.items() if isinstance(names, dict) else enumerate(names)
@@ -92,7 +94,7 @@ def read_data_file(path: Path) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict:
     try:
-        entries = yaml.safe_load(path.read_text())
+        entries = yaml.safe_load(path.read_bytes())
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML file ({error})") from None
     if not isinstance(entries, dict):
@@ -133,7 +135,7 @@ def _split_folders(base: Path, split: str) -> list[Path]:
 
 def _listed(path: Path) -> Iterator[Path]:
     """Images that a text file lists, one a line."""
-    for line in path.read_text().splitlines():
+    for line in read_lines(path):
         if line.strip():
             yield _resolve(path.parent, line.strip())
 
@@ -149,20 +151,21 @@ def label_file(image: Path, labels: str = "labels") -> Path:
 
 
 def _without_image(images: Sequence[Path], labels: str) -> list[Path]:
-    expected = {label_file(image, labels) for image in images}
-    folders = {path.parent for path in expected} - {image.parent for image in images}
-    return sorted(path for folder in folders for path in folder.glob("*.txt") if path not in expected)
+    # Lists may have both absolute and relative paths of one folder.
+    expected = {Path(os.path.abspath(label_file(image, labels))) for image in images}
+    folders = {path.parent for path in expected} - {Path(os.path.abspath(image.parent)) for image in images}
+    return sorted(path for folder in folders for path in folder.glob("*.txt") if path not in expected and path.name not in NAME_FILES)
 
 
 def _read_image(content: Content, image: Path, root: Path, text: Path) -> None:
-    name = image.relative_to(root).as_posix()
+    name = Path(os.path.abspath(image)).relative_to(root).as_posix()
     size = content.image_size(str(image), name)
     number = content.add_image(name, size, str(text))
     if not text.is_file():
         content.add_fault("note", str(text), name, "there is no label file: the image counts as one without objects")
         return
     seen: set[str] = set()
-    for place, line in enumerate(text.read_text(errors="replace").splitlines(), start=1):
+    for place, line in enumerate(read_lines(text, errors="replace"), start=1):
         if not line.strip():
             continue
         try:
