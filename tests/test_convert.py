@@ -9,11 +9,12 @@ import sys
 
 import pytest
 import torch
-from models import C4_WIDTH, NARROW, narrow_model
+from models import C4_WIDTH, NARROW, RETINANET_WIDTH, narrow_model
 from test_weights import caffe2_name, state_of
 
 from maskrcnn_bench import cli
 from maskrcnn_bench.weights import load_into, load_weights, to_detectron2, to_torchvision
+from maskrcnn_bench.weights.anchor_order import AnchorGrid, anchor_grid, in_order, several_anchors
 from maskrcnn_bench.weights.command import convert_file
 
 
@@ -93,6 +94,83 @@ def test_to_torchvision_loads_in_torchvision(tmp_path):
     assert to_torchvision(load_weights(tmp_path / "ours.pth").state_dict).keys() == back.keys()
 
 
+# Anchors
+
+MM_RETINANET = "mmdetection/retinanet_r50_fpn_1x_coco.yaml"
+
+
+def rows_by_anchor(model) -> dict[tuple, torch.Tensor]:
+    """{(shape, size) of an anchor, roughly: its rows}, for a model with several of both."""
+    head, state = model.rpn.head, model.state_dict()
+    cells = [value for name, value in state.items() if ".cell_anchors." in name][-1]
+    width, height = (cells[:, 2:] - cells[:, :2]).unbind(1)
+    keys = zip((2 * (height / width).log2()).round().tolist(), (2 * (height * width).log2()).round().tolist())
+    rows = [layer.weight.detach().unflatten(0, (len(cells), -1)) for layer in (head.cls_logits, head.bbox_pred)]
+    return {key: torch.cat([part[n] for part in rows]) for n, key in enumerate(keys)}
+
+
+def same_rows(a, b) -> bool:
+    first, second = rows_by_anchor(a), rows_by_anchor(b)
+    return len(first) > 3 and first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("theirs, ours", [("d2_retinanet", "mm_retinanet"), ("mm_retinanet", "d2_retinanet"), ("d2_mask_c4", "mask_c4")])
+def test_rows_follow_their_anchors_between_projects(theirs, ours, tmp_path):
+    """From a checkpoint with its anchors; from detectron2's without them; from what either becomes here without a configuration."""
+    source = narrow_model(theirs, seed=1)
+    torch.save({"model": source.state_dict()}, tmp_path / "own.pth")
+    names = ["own.pth"]
+    if theirs.startswith("d2"):
+        torch.save({"model": to_detectron2(source.state_dict())}, tmp_path / "d2.pth")
+        convert_file(tmp_path / "d2.pth", tmp_path / "without.pth")
+        names += ["d2.pth", "without.pth"]
+    for name in names:
+        model = narrow_model(ours, seed=2)
+        report = load_into(model, tmp_path / name)
+        assert same_rows(model, source), name
+        assert "rpn.head.cls_logits.weight" in report.reordered and "put in the model's order of anchors 4: rpn.head" in report.summary()
+        again = narrow_model(theirs, seed=3)
+        assert not load_into(again, tmp_path / name).reordered and same_rows(again, source), name
+
+
+def test_a_conversion_counts_anchors_as_the_other_project_does(tmp_path):
+    source = narrow_model("mm_retinanet", seed=1)
+    torch.save({"model": source.state_dict()}, tmp_path / "own.pth")
+    bare = {name: value for name, value in source.state_dict().items() if "cell_anchors" not in name}
+    torch.save({"model": bare}, tmp_path / "bare.pth")
+    words = [str(word) for word in [*NARROW, *RETINANET_WIDTH]]
+    for name, config in (("own.pth", ""), ("own.pth", MM_RETINANET), ("bare.pth", MM_RETINANET)):
+        convert_file(tmp_path / name, tmp_path / "d2.pth", "detectron2", config_file=config, opts=words if config else ())
+        model = narrow_model("d2_retinanet", seed=2)
+        assert not load_into(model, tmp_path / "d2.pth").reordered and same_rows(model, source)
+    with pytest.raises(ValueError, match=r"bare.pth .*: 9 anchors a cell, which detectron2 may count .* --config-file FILE"):
+        convert_file(tmp_path / "bare.pth", tmp_path / "d2.pth", "detectron2")
+
+
+def test_anchors_tell_their_order():
+    ratio, size = (anchor_grid(narrow_model(family).state_dict()) for family in ("mask_c4", "d2_mask_c4"))
+    assert (ratio, size) == (AnchorGrid("ratio_major", 5, 3), AnchorGrid("size_major", 5, 3))
+    without = (
+        {},
+        narrow_model("mask_fpn").state_dict(),
+        *({"rpn.cell_anchors.0": value} for value in (None, torch.ones(3), torch.ones(0, 4))),
+    )
+    assert [anchor_grid(state) for state in without] == [None] * 5
+    one_ratio = narrow_model("mask_c4", "MODEL.RPN.ASPECT_RATIOS", (1.0,)).state_dict()
+    assert anchor_grid(one_ratio) is None and not several_anchors(one_ratio)
+    rows = torch.arange(30).view(30, 1)
+    turned = in_order({"rpn.head.bbox_pred.bias": rows}, AnchorGrid("ratio_major", 5, 3), "size_major")["rpn.head.bbox_pred.bias"]
+    assert turned[:6].flatten().tolist() == [0, 1, 10, 11, 20, 21]
+    back = in_order({"rpn.head.bbox_pred.bias": turned}, AnchorGrid("size_major", 5, 3), "ratio_major")
+    assert torch.equal(back["rpn.head.bbox_pred.bias"], rows)
+
+
+@pytest.mark.parametrize("family, word", [("mm_faster_dc5", "pyramid"), ("jw_vgg", "pyramid"), ("faster_dcn", "deformable")])
+def test_models_that_torchvision_lacks_are_refused(family, word):
+    with pytest.raises(ValueError, match=f"torchvision: .*{word}"):
+        to_torchvision(narrow_model(family).state_dict())
+
+
 def test_faults_are_one_line_and_leave_nothing(detectron, tmp_path, capsys):
     for words, message in {
         (str(detectron), str(tmp_path / "a.pkl")): "expected a name that ends in .pth",
@@ -151,6 +229,17 @@ def test_bad_weights_are_one_message_and_nothing_is_written(tmp_path, capsys):
     assert cli.main(["convert", str(tmp_path / "whole.pth"), str(tmp_path / "out.pth"), *other]) == 1
     assert "Do the weights belong to another architecture than the configuration?" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == before and not trap.exists()
+
+
+def test_trimming_cuts_every_stage_of_a_cascade(tmp_path, repository):
+    torch.save({"model": narrow_model("mm_cascade_mask_fpn").state_dict()}, tmp_path / "cascade.pth")
+    command = [sys.executable, str(repository / "tools" / "trim_detectron_model.py"), "--pretrained_path", str(tmp_path / "cascade.pth")]
+    done = subprocess.run([*command, "--save_path", str(tmp_path / "t.pth"), "--heads", "box", "mask"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    missing = load_into(narrow_model("mm_cascade_mask_fpn"), tmp_path / "t.pth").missing
+    stages = [f"roi_heads.box.predictor.{k}.{layer}" for k in range(3) for layer in ("cls_score", "bbox_pred")]
+    stages += [f"roi_heads.mask.stages.{k}.predictor.mask_fcn_logits" for k in range(3)]
+    assert sorted(missing) == sorted(f"{layer}.{kind}" for layer in stages for kind in ("weight", "bias"))
 
 
 def test_trimming_cuts_the_named_heads(detectron, tmp_path, repository):

@@ -203,6 +203,7 @@ def test_commands_run(file, tmp_path):
     """What needs the base image or a net is left out: packages of the system, users, nvcc; torch is lent by this environment."""
     root = tmp_path / "root"
     environment = {**os.environ, "HOME": str(root / "home"), "PIP_NO_INDEX": "0"}
+    environment.pop("PYTHONPATH", None)
     lent, place = lend_packages(tmp_path / "lent"), root
     (root / "home").mkdir(parents=True)
     for name, value in read(file):

@@ -11,6 +11,7 @@ from models import objects_as_proposals
 from maskrcnn_bench.config import load_config
 from maskrcnn_bench.data import make_data_loader
 from maskrcnn_bench.data.build import make_dataset
+from maskrcnn_bench.engine.launch import _for_test as for_test
 from maskrcnn_bench.modeling.detector import build_detection_model
 from maskrcnn_bench.solver import make_lr_scheduler, make_optimizer
 
@@ -23,7 +24,7 @@ FAMILIES = [
     "torchvision/fasterrcnn_resnet50_fpn.yaml",
 ]
 SMALL = [
-    "MODEL.DEVICE", "cpu", "MODEL.WEIGHT", "", "INPUT.MIN_SIZE_TRAIN", "(128,)", "INPUT.MAX_SIZE_TRAIN", "160",
+    "MODEL.DEVICE", "cpu", "MODEL.WEIGHT", "", "INPUT.MIN_SIZE_TRAIN", "(120, 128)", "INPUT.MAX_SIZE_TRAIN", "160",
     "INPUT.MIN_SIZE_TEST", "128", "INPUT.MAX_SIZE_TEST", "160", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "1",
     "SOLVER.BASE_LR", "0.00001", "SOLVER.ACCUMULATE", "1", "TEST.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0",
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16", "DATASETS.TRAIN", "()", "DATASETS.TEST", "()",
@@ -65,7 +66,7 @@ def test_one_step_on_photographs(name, shared_dir, tmp_path):
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert moved and moved <= trained
-    model.eval()
+    model = for_test(cfg, torch.device("cpu"), model.eval())
     loader = make_data_loader(cfg, is_train=False)[0]
     with torch.no_grad():
         detections = model(next(iter(loader))[0])

@@ -6,6 +6,7 @@ import ast
 import importlib
 import json
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -241,22 +242,48 @@ def resnet_features(net, x, stride_in_1x1):
         ("cfgs/res101.yml, --net res101", {"POOLING_MODE": "crop"}, ("ROICrop", 300, 1000)),
         ("cfgs/res101.yml, --net res101", {"POOLING_MODE": "pool", "TEST.SCALES": [200]}, ("ROIPool", 300, 1000)),
         ("cfgs/res101_ls.yml, --net res101", {"TEST.RPN_POST_NMS_TOP_N": 1000}, ("ROIAlignLegacy", 1000, 1200)),
+        ("cfgs/res101_ls.yml", {"EXP_DIR": "x", "CUDA": False, "MAX_NUM_GT_BOXES": 50}, ("ROIAlignLegacy", 300, 1200)),
     ],
 )
-def test_recorded_settings_become_ours(repository, monkeypatch, tmp_path, config, overrides, expected):
+def test_recorded_settings_become_ours(recorded, config, overrides, expected):
     """The pooler follows from its file and the overrides together; classes, scales and the kind of boxes from the weights."""
+    cfg = recorded(config, overrides)
+    assert (cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE, cfg.MODEL.RPN.POST_NMS_TOP_N_TEST, cfg.INPUT.MAX_SIZE_TEST) == expected
+    assert (cfg.MODEL.ROI_BOX_HEAD.NUM_CLASSES, len(cfg.MODEL.RPN.ANCHOR_SIZES), cfg.MODEL.CLS_AGNOSTIC_BBOX_REG) == (81, 4, True)
+    assert cfg.INPUT.MIN_SIZE_TEST == (200 if "TEST.SCALES" in overrides else 600)
+
+
+def test_what_its_programs_set_for_coco_and_visual_genome_becomes_ours(recorded):
+    programs = {"ANCHOR_SCALES": [2, 8, 16, 32], "ANCHOR_RATIOS": [0.5, 1, 4], "MAX_NUM_GT_BOXES": 50, "TRAIN.RPN_NMS_THRESH": 0.6}
+    rpn = {"TRAIN.RPN_POSITIVE_OVERLAP": 0.6, "TRAIN.RPN_NEGATIVE_OVERLAP": 0.2, "TEST.RPN_NMS_THRESH": 0.8, "TEST.RPN_MIN_SIZE": 16}
+    cfg = recorded("cfgs/vgg16.yml, --net vgg16", {**programs, **rpn, "POOLING_SIZE": 5, "TRAIN.FG_FRACTION": 0.5})
+    keys = cfg.MODEL.RPN
+    assert (keys.ANCHOR_SIZES, keys.ASPECT_RATIOS) == ((32, 128, 256, 512), (0.5, 1, 4))
+    assert (keys.FG_IOU_THRESHOLD, keys.BG_IOU_THRESHOLD, keys.NMS_THRESH, keys.MIN_SIZE) == (0.6, 0.2, 0.8, 0)
+    assert (cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION, cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION) == (5, 0.5)
+
+
+def test_settings_without_a_network_are_named(recorded):
+    with pytest.raises(ValueError, match='expected "cfgs/FILE.yml" or "--net NET" in it, got .pascal_voc.'):
+        recorded("pascal_voc", {})
+
+
+@pytest.fixture
+def recorded(repository, monkeypatch, tmp_path):
+    """(what it records of its configuration, overrides) to our configuration."""
     monkeypatch.syspath_prepend(str(repository / "tools"))
+    return partial(configuration_of, tmp_path)
+
+
+def configuration_of(folder, config, overrides):
     shapes = {"RCNN_rpn.RPN_cls_score.weight": [24, 512, 1, 1], "RCNN_cls_score.weight": [81, 8], "RCNN_bbox_pred.weight": [4, 8]}
     thresholds = {"score": 0.05, "rpn_post_nms_test": 300, "detections_per_image": None}
     tensors = [[name, shape, "float32", "normal", 1.0] for name, shape in shapes.items()]
     spec = {"short": "jw", "peer": "", "config": config, "overrides": overrides, "thresholds": thresholds, "tensors": tensors}
-    (tmp_path / "spec.json").write_text(json.dumps(spec))
-    np.savez(tmp_path / "expected.npz")
-    fixture = importlib.import_module("parity_fixture").Fixture(tmp_path)
-    cfg = load_config(fixture.config_file(), fixture.options())
-    assert (cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE, cfg.MODEL.RPN.POST_NMS_TOP_N_TEST, cfg.INPUT.MAX_SIZE_TEST) == expected
-    assert (cfg.MODEL.ROI_BOX_HEAD.NUM_CLASSES, len(cfg.MODEL.RPN.ANCHOR_SIZES), cfg.MODEL.CLS_AGNOSTIC_BBOX_REG) == (81, 4, True)
-    assert cfg.INPUT.MIN_SIZE_TEST == (200 if "TEST.SCALES" in overrides else 600)
+    (folder / "spec.json").write_text(json.dumps(spec))
+    np.savez(folder / "expected.npz")
+    fixture = importlib.import_module("parity_fixture").Fixture(folder)
+    return load_config(fixture.config_file(), fixture.options())
 
 
 # Numbers

@@ -13,6 +13,7 @@ from models import narrow_model, scene_of
 from PIL import Image
 
 from maskrcnn_bench.config import load_config
+from maskrcnn_bench.config.loader import diff
 from maskrcnn_bench.data import transforms as T
 from maskrcnn_bench.data.build import make_transforms
 from maskrcnn_bench.modeling.detector import Normalizer, build_detection_model
@@ -148,6 +149,15 @@ def test_images_are_prepared_as_in_mmdetection(facts, linked):
         assert (ours.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range") == (resize["type"] == "RandomResize"), name
     resize = make_transforms(load_config("mmdetection/faster-rcnn_r50_fpn_ms-3x_coco.yaml")).transforms[1]
     assert resize.min_size == tuple(range(640, 801))
+
+
+def test_soft_suppression_is_that_of_mmdetection(facts):
+    ours, plain = (load_config(f"mmdetection/faster-rcnn_r50_fpn_{kind}1x_coco.yaml") for kind in ("soft-nms_", ""))
+    theirs = facts["faster_rcnn/faster-rcnn_r50_fpn_soft-nms_1x_coco.py"]["model"]["test_cfg"]["rcnn"]
+    assert theirs["nms"] == {"type": "soft_nms", "iou_threshold": ours.MODEL.ROI_HEADS.NMS}
+    # What the operator takes where nothing is said.
+    assert dict(ours.TEST.SOFT_NMS) == {"METHOD": "linear", "SIGMA": 0.5, "MIN_SCORE": 1e-3}
+    assert [key for key, _, _ in diff(ours) if key not in {key for key, _, _ in diff(plain)}] == ["TEST.SOFT_NMS.METHOD"]
 
 
 @pytest.mark.parametrize("name", ["cascade-rcnn_r50_fpn_1x_coco", "cascade-mask-rcnn_r50_fpn_1x_coco"])

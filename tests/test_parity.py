@@ -105,14 +105,52 @@ def test_unknown_folders_and_projects_are_named(parity, tmp_path, capsys):
         (tmp_path / "spec.json").write_text(json.dumps({"short": "xx", "peer": "another"}))
 
 
+def test_damaged_arrays_are_named(parity, tmp_path, capsys):
+    (tmp_path / "spec.json").write_text(json.dumps({"short": "mb", "peer": ""}))
+    np.savez(tmp_path / "whole.npz", a=np.zeros(99))
+    (tmp_path / "expected.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:-50])
+    with pytest.raises(SystemExit):
+        parity.main([str(tmp_path)])
+    assert f"{tmp_path}: expected.npz is damaged" in capsys.readouterr().err
+
+
 def test_detections_that_the_project_dropped_have_no_row(parity):
     boxes = torch.tensor([[0, 0, 2, 2], [0, 3, 5, 3], [1, 1, 4, 4.0]])
     assert parity.places_among(boxes, 2).tolist() == [0, -1, 1]
     assert parity.places_among(boxes, 3).tolist() == [0, 1, 2]
 
 
-def fixture_of(fixture_module, folder, config, overrides):
-    spec = {"short": "d2", "config": config, "overrides": overrides, "tensors": []}
+def test_a_fixture_that_cannot_be_checked_does_not_stop_the_next(parity, fixture_module, tmp_path, monkeypatch, capsys):
+    for name, config in (("first", "none.yaml"), ("second", "faster_rcnn_R_50_FPN_1x.yaml")):
+        (tmp_path / name).mkdir()
+        fixture_of(fixture_module, tmp_path / name, config, {"peer": "detectron2"})
+    monkeypatch.setattr(parity.Check, "run", lambda check: check.rows + [parity.Row("feat", 0.0, 1e-4)])
+    monkeypatch.setattr(parity, "build_detection_model", lambda cfg: torch.nn.Identity())
+    monkeypatch.setattr(fixture_module.Fixture, "options", lambda fixture: [])
+    assert parity.main([str(tmp_path / "first"), str(tmp_path / "second")]) == 1
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{tmp_path / 'first'}: ERROR ValueError: ") and "expected none.yaml" in first
+    assert last == "  1 stages, 0 outside the tolerance"
+
+
+def test_a_batch_without_detections_is_checked_for_its_size_alone(parity, monkeypatch):
+    check = parity.Check.__new__(parity.Check)
+    recorded = {"batch.crop": torch.tensor([0, 0, 2, 2]), "batch.padded_hw": torch.tensor([32, 32])}
+    check.fixture, check.rows, check.image = recorded, [], torch.zeros(3, 4, 4)
+    images = parity.to_image_list([check.image], 32)
+    monkeypatch.setattr(parity.Check, "image_list", lambda check, tensors: images)
+    check.check_batch()
+    assert [(row.stage, row.ok) for row in check.rows] == [("batch.padded_hw", True)]
+
+
+def test_joined_detections_of_several_versions_are_refused(parity, fixture_module, tmp_path):
+    fixture = fixture_of(fixture_module, tmp_path, "e2e_mask_rcnn_R_50_FPN_1x.yaml", {"TEST.BBOX_AUG.ENABLED": True}, "mb")
+    with pytest.raises(ValueError, match="TEST.BBOX_AUG.ENABLED: expected False"):
+        parity.Check(fixture, [])
+
+
+def fixture_of(fixture_module, folder, config, overrides, short="d2"):
+    spec = {"short": short, "peer": "", "config": config, "overrides": overrides, "tensors": []}
     (folder / "spec.json").write_text(json.dumps(spec))
     for name in ("stored.npz", "expected.npz"):
         np.savez(folder / name)
@@ -128,6 +166,21 @@ def test_our_configuration_is_found_by_its_name_and_whatever_its_schedule(fixtur
         assert fixture_of(fixture_module, tmp_path, f"{name}.yaml", {}).config_file().stem == ours
     with pytest.raises(ValueError, match="expected sparse_rcnn_R_50.yaml .* add the file"):
         fixture_of(fixture_module, tmp_path, "sparse_rcnn_R_50.yaml", {}).config_file()
+    for name in ("r50-caffe_fpn_90k_coco", "r50-caffe_fpn_ms-90k_coco", "r50_fpn_soft-nms_1x_coco"):
+        config = fixture_of(fixture_module, tmp_path, f"faster_rcnn/faster-rcnn_{name}.py", {}, "mm").config_file()
+        assert config.stem == f"faster-rcnn_{name}".replace("ms-90k", "1x").replace("90k", "1x")
+
+
+def test_namesakes_in_other_folders_are_other_models(fixture_module, tmp_path):
+    files = [
+        fixture_of(fixture_module, tmp_path, f"{folder}/keypoint_rcnn_R_50_FPN_1x.yaml", {}).config_file()
+        for folder in ("COCO-Keypoints", "Detectron1-Comparisons")
+    ]
+    first, second = (load_config(file).MODEL.ROI_KEYPOINT_HEAD for file in files)
+    assert (first.POOLER_TYPE, first.POOLER_SAMPLING_RATIO) == ("ROIAlign", 0)
+    assert (second.POOLER_TYPE, second.POOLER_SAMPLING_RATIO) == ("ROIAlignV1", 2)
+    with pytest.raises(ValueError, match="LVISv1/mask_rcnn_R_50_FPN_1x.yaml is not in .*; add the file"):
+        fixture_of(fixture_module, tmp_path, "LVISv1/mask_rcnn_R_50_FPN_1x.yaml", {}).config_file()
 
 
 def test_detectron2s_overrides_in_our_words(fixture_module, tmp_path):
@@ -145,6 +198,48 @@ def test_detectron2s_overrides_in_our_words(fixture_module, tmp_path):
         "MODEL.RPN.POST_NMS_TOP_N_TEST": 9,
         "MODEL.RPN.FPN_POST_NMS_TOP_N_TEST": 9,
     }
+
+
+# Their override: what it is here.
+OVERRIDES = [
+    ("d2", "MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "giou", {"MODEL.RETINANET.BOX_REG_LOSS": "giou"}),
+    ("d2", "MODEL.PROPOSAL_GENERATOR.MIN_SIZE", 4, {"MODEL.RPN.MIN_SIZE": 4}),
+    ("d2", "MODEL.RPN.BOUNDARY_THRESH", 0, {"MODEL.RPN.STRADDLE_THRESH": 0}),
+    ("d2", "MODEL.FPN.OUT_CHANNELS", 64, {"MODEL.RESNETS.BACKBONE_OUT_CHANNELS": 64}),
+    ("d2", "MODEL.RESNETS.DEFORM_NUM_GROUPS", 4, {"MODEL.RESNETS.DEFORMABLE_GROUPS": 4}),
+    ("d2", "MODEL.ROI_BOX_HEAD.FC_DIM", 64, {"MODEL.ROI_BOX_HEAD.MLP_HEAD_DIM": 64}),
+    ("d2", "MODEL.ROI_BOX_HEAD.CONV_DIM", 64, {"MODEL.ROI_BOX_HEAD.CONV_HEAD_DIM": 64}),
+    ("d2", "MODEL.ROI_BOX_HEAD.NUM_CONV", 2, {"MODEL.ROI_BOX_HEAD.NUM_STACKED_CONVS": 2}),
+    ("d2", "MODEL.ROI_BOX_HEAD.NORM", "SyncBN", {"MODEL.ROI_BOX_HEAD.NORM": "BN"}),
+    ("d2", "MODEL.ROI_MASK_HEAD.NORM", "GN", {"MODEL.ROI_MASK_HEAD.NORM": "GN"}),
+    ("d2", "MODEL.ROI_MASK_HEAD.POOLER_TYPE", "ROIAlign", {"MODEL.ROI_MASK_HEAD.POOLER_TYPE": "ROIAlignV1"}),
+    ("d2", "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignV2", {"MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlignV2"}),
+    ("mb", "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlign", {"MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlign"}),
+    ("mm", "test_pipeline Resize.scale", [300, 1333], {"INPUT.MAX_SIZE_TEST": 1333, "INPUT.MIN_SIZE_TEST": 300}),
+    ("mm", "test_pipeline Resize.scale", [1333, 300], {"INPUT.MAX_SIZE_TEST": 1333, "INPUT.MIN_SIZE_TEST": 300}),
+    *(
+        ("mm", f"model.train_cfg.rcnn{stage}.sampler.num", 7, {"MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 7})
+        for stage in ("", ".1", ".*", "[*]", "[2]", "[0..2]")
+    ),
+]
+
+
+@pytest.mark.parametrize("short, key, value, expected", OVERRIDES, ids=[f"{o[1]} {o[2]}" for o in OVERRIDES])
+def test_overrides_in_our_words(fixture_module, tmp_path, short, key, value, expected):
+    options = fixture_of(fixture_module, tmp_path, "x.yaml", {key: value}, short).options()
+    assert dict(zip(options[::2], options[1::2])) == expected
+    load_config(opts=options)
+
+
+def test_two_of_their_keys_that_are_one_here_must_agree(fixture_module, tmp_path):
+    train, test = "model.train_cfg.rpn_proposal.nms.iou_threshold", "model.test_cfg.rpn.nms.iou_threshold"
+    assert fixture_of(fixture_module, tmp_path, "x.py", {train: 0.6, test: 0.6}, "mm").options() == ["MODEL.RPN.NMS_THRESH", 0.6]
+    for overrides in ({train: 0.6, test: 0.5}, {test: 0.6}):
+        with pytest.raises(ValueError, match=f"{train} and {test} are one key here"):
+            fixture_of(fixture_module, tmp_path, "x.py", overrides, "mm").options()
+    with pytest.raises(ValueError, match="says 8 for MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE, another override 7"):
+        stages = {f"model.train_cfg.rcnn.{stage}.sampler.num": 7 + stage for stage in range(2)}
+        fixture_of(fixture_module, tmp_path, "x.py", stages, "mm").options()
 
 
 def test_weights_follow_from_their_names(fixture_module, tmp_path):

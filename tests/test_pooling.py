@@ -7,11 +7,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 
 from maskrcnn_bench.layers import DeformPSROIPool, ROIPool
 from maskrcnn_bench.layers.deform_psroi_pool import deform_psroi_pool
 from maskrcnn_bench.layers.roi_crop import legacy_roi_align, roi_crop
 from maskrcnn_bench.layers.roi_pool import roi_pool
+from maskrcnn_bench.modeling.pooler_types import make_pooler
+from maskrcnn_bench.modeling.poolers import RoIs
 
 SCALES = [1 / 4, 1 / 8]
 SIZE = 3
@@ -211,9 +214,11 @@ def test_cuda_gives_what_the_cpu_gives(name):
         maps = [f.to(device, copy=True).requires_grad_() for f in features]
         rest = [t.to(device) for t in (boxes, image_inds, levels)]
         torch.cuda.set_sync_debug_mode("error" if device == "cuda" else "default")
-        out = OPS[name](maps, *rest, SCALES, SIZE, SIZE) if name != "deform" else deform_psroi_pool(maps, *rest, SCALES, None, SIZE, 4)
-        out.square().sum().backward()
-        torch.cuda.set_sync_debug_mode("default")
+        try:
+            out = OPS[name](maps, *rest, SCALES, SIZE, SIZE) if name != "deform" else deform_psroi_pool(maps, *rest, SCALES, None, SIZE, 4)
+            out.square().sum().backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
         results.append([out.detach().cpu(), *(m.grad.cpu() for m in maps)])
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
 
@@ -227,6 +232,16 @@ def test_modules_with_one_map():
     layer = DeformPSROIPool(0.25, 3, 4, no_trans=False, trans_std=0.1)
     assert torch.equal(layer(features[0], rois, offsets), deform_psroi_pool(features[:1], boxes, image_inds, zeros, [0.25], offsets, 3, 4))
     assert not torch.equal(layer(features[0], rois, offsets), DeformPSROIPool(0.25, 3, 4, no_trans=True)(features[0], rois))
+
+
+@pytest.mark.parametrize("kind, aligned", [("ROIAlignV1", False), ("ROIAlignV2", True)])
+def test_the_two_versions_of_roi_align_follow_no_rule(kind, aligned):
+    (feature, _), boxes, image_inds, _ = world()
+    rois = RoIs(boxes, image_inds, torch.ones(8, dtype=torch.bool), torch.arange(8), (2, 4), 0)
+    rule = (SIZE, (0.25,), 2, 0.25, 3.0, 1e-6)
+    theirs = torchvision.ops.roi_align(feature, torch.cat([image_inds[:, None].double(), boxes], 1), SIZE, 0.25, 2, aligned)
+    torch.testing.assert_close(make_pooler(kind, rule, 4)([feature], rois), theirs)
+    assert not torch.allclose(make_pooler("ROIAlign", rule, 4)([feature], rois), theirs)
 
 
 @pytest.mark.parametrize(

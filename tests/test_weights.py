@@ -8,6 +8,8 @@ import json
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -19,6 +21,7 @@ from models import narrow_model
 
 from maskrcnn_bench.modeling.detector import build_detection_model
 from maskrcnn_bench.weights import Loaded, convert, load_into, load_weights, to_detectron2
+from maskrcnn_bench.weights.classes import names_of
 from maskrcnn_bench.weights.names import matches, translate
 from maskrcnn_bench.weights.reader import read_file
 
@@ -61,8 +64,9 @@ def test_templates_translate_both_ways():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_own_checkpoint_with_and_without_prefix(family, tmp_path):
     state = state_of(narrow_model(family))
-    for prefix in ("", "module."):
-        torch.save({"model": {prefix + k: v for k, v in state.items()}, "iteration": 7}, tmp_path / "own.pth")
+    for prefix in ("", "module.", "_orig_mod.", "module.module.", "module._orig_mod.", "_orig_mod.module."):
+        averaged = {"n_averaged": torch.tensor(3)} if prefix.startswith("module.") else {}
+        torch.save({"model": averaged | {prefix + k: v for k, v in state.items()}, "iteration": 7}, tmp_path / "own.pth")
         model = narrow_model(family)
         report = load_into(model, tmp_path / "own.pth", strict=True)
         assert same(model, state)
@@ -102,7 +106,8 @@ def test_detectron2_there_and_back(family, tmp_path):
     for name in state:  # what detectron2 has no room for
         rows = 4 if "predictor.bbox_pred" in name else 1 if "mask_fcn_logits" in name else 0
         state[name][:rows] = 0
-    arrays = {name: value.numpy() for name, value in to_detectron2(state).items()}
+    anchors = {name: value for name, value in narrow_model(family).state_dict().items() if "cell_anchors" in name}
+    arrays = {name: value.numpy() for name, value in to_detectron2(state | anchors).items()}
     with (tmp_path / "model_final.pkl").open("wb") as file:
         pickle.dump({"model": arrays, "__author__": "Detectron2 Model Zoo", "matching_heuristics": False}, file)
     model = narrow_model(family)
@@ -330,6 +335,50 @@ def test_safetensors(tmp_path):
     assert read_file(tmp_path / "y")["h"].tolist() == [1.0, -2.0]
 
 
+@pytest.mark.parametrize("shape, length", [([4], 0), ([-1], 8), ([1], 5), ([3, 1 << 40], 0), ([2], 4)])
+def test_safetensors_whose_bytes_do_not_fill_their_shape_are_damaged(shape, length, tmp_path):
+    text = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, length]}}).encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
+    with pytest.raises(ValueError, match=rf"x.safetensors .*a tensor of shape .* has {length} bytes"):
+        read_file(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_lists_that_share_their_content_end(write, tmp_path):
+    """Thirty-two lists, the first of which holds the last one 2 ** 32 times over."""
+    content = ["x", "x"]
+    for _ in range(32):
+        content = [content, content]
+    write(tmp_path / "shared", {"a": np.arange(3), "content": content})
+    read = read_file(tmp_path / "shared")["content"]
+    assert read[0] is read[1] and read[0][1][0] is read[1][0][1]
+    content[1] = content
+    write(tmp_path / "shared", {"content": content})
+    with pytest.raises(ValueError, match="damaged .*recursion"):
+        read_file(tmp_path / "shared")
+
+
+def test_a_high_number_in_a_pickle_takes_no_memory(tmp_path):
+    """The number 2 ** 31 - 2 of an object to be remembered, for which the usual reader makes a list of that length."""
+    (tmp_path / "m.pkl").write_bytes(b"\x80\x02]r\xfe\xff\xff\x7f.")
+    code = (
+        "import resource, sys\nfrom maskrcnn_bench.weights.reader import read_file\nbefore = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "assert read_file(sys.argv[1]) == []\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before.ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "m.pkl")], capture_output=True, text=True)
+    assert done.returncode == 0 and int(done.stdout) < 100_000, done.stderr
+
+
+@pytest.mark.parametrize("name", ["_codecs\nencode", "numpy.core.multiarray\nscalar", "numpy\nndarray"])
+def test_a_file_cannot_change_how_others_are_read(name, tmp_path):
+    path = tmp_path / "evil.pkl"
+    path.write_bytes(b"\x80\x02c" + name.encode() + b"\n(N}X\x0c\x00\x00\x00__defaults__)stb.")
+    with pytest.raises(ValueError, match="evil.pkl .*a state for something that has none"):
+        read_file(path)
+    write_pickle(path, {"a": np.float32(2), "b": np.arange(2.0)})
+    assert read_file(path)["a"] == 2
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, bytes]:
     """One small file of each container."""
@@ -409,6 +458,43 @@ def test_missing_files_and_folders(tmp_path):
     for path, word in ((tmp_path / "none.pth", "does not exist"), (tmp_path, "is a folder")):
         with pytest.raises(FileNotFoundError, match=f"{word}.*MODEL.WEIGHT"):
             load_weights(path)
+
+
+def test_arrays_of_the_other_order_of_bytes_and_texts_beside_weights(tmp_path):
+    texts = {"names": np.array(["a", "bc"]), "bytes": np.array([b"a"]), "objects": np.array([{}, None]), "word": np.str_("x")}
+    for content in ({"stem.conv1.weight": np.arange(3, dtype=">f4")}, {"stem.conv1.weight": np.arange(3.0), **texts}):
+        write_pickle(tmp_path / "w.pkl", {"model": content})
+        loaded = load_weights(tmp_path / "w.pkl")
+        assert loaded.state_dict["backbone.body.stem.conv1.weight"].tolist() == [0, 1, 2] and not loaded.meta["unused"]
+
+
+ODD = {
+    "sparse_coo": lambda: torch.ones(3).to_sparse(),
+    "no values": lambda: torch.ones(3, device="meta"),
+    "complex64": lambda: torch.ones(3, dtype=torch.complex64),
+    "float8_e4m3fn": lambda: torch.ones(3).to(torch.float8_e4m3fn),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
+def test_tensors_that_are_no_ordinary_numbers_are_named(what, tmp_path):
+    torch.save({"stem.conv1.weight": ODD[what](), "b": torch.ones(1)}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=rf"w.pth: expected dense tensors .* 1 are others: stem.conv1.weight \({what}\)"):
+        load_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_another_pickle_protocol_is_named(zipped, tmp_path):
+    torch.save({"a": torch.ones(2)}, tmp_path / "w.pth", pickle_protocol=4, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match="w.pth was pickled by another protocol than 2.*pickle_protocol=2"):
+        load_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("extra", [{"meta": {"dataset_meta": "coco"}}, {"class_names": torch.ones(2)}, {"meta": {"classes": 5}}])
+def test_class_names_that_are_none_are_not_taken(extra):
+    assert names_of(Loaded("own", {}, {"extra": extra})) == ()
 
 
 def test_no_tensors_unknown_names_and_values_that_are_not_finite(tmp_path, model):

@@ -23,8 +23,8 @@ from maskrcnn_bench.weights import load_weights  # noqa: E402
 from maskrcnn_bench.weights.names import matches  # noqa: E402
 
 LAST_LAYERS = {
-    "box": ("roi_heads.box.predictor.cls_score.*", "roi_heads.box.predictor.bbox_pred.*"),
-    "mask": ("roi_heads.mask.predictor.mask_fcn_logits.*",),
+    "box": tuple(f"roi_heads.box.predictor.{stage}{layer}.*" for stage in ("", "#.") for layer in ("cls_score", "bbox_pred")),
+    "mask": ("roi_heads.mask.predictor.mask_fcn_logits.*", "roi_heads.mask.stages.#.predictor.mask_fcn_logits.*"),
     "keypoint": ("roi_heads.keypoint.predictor.kps_score_lowres.*",),
     "rpn": ("rpn.head.cls_logits.*", "rpn.head.bbox_pred.*"),
 }

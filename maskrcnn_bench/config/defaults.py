@@ -9,7 +9,7 @@ import os
 
 from .node import CfgNode
 
-POOLER_TYPES = ("ROIAlign", "ROIAlignV2", "ROIAlignLegacy", "ROIPool", "ROICrop", "ROICropMax", "DeformPSROIPool")
+POOLER_TYPES = ("ROIAlign", "ROIAlignV1", "ROIAlignV2", "ROIAlignLegacy", "ROIPool", "ROICrop", "ROICropMax", "DeformPSROIPool")
 
 _C = CfgNode()
 
@@ -345,8 +345,9 @@ _C.MODEL.ROI_BOX_HEAD.PREDICTOR = "FastRCNNPredictor"
 # Rows and columns of bins in a pooled region.
 _C.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 14
 _C.within("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 1)
-# Kind of pooling. ROIAlign follows MODEL.DIALECT, ROIAlignV2 is shifted by half a cell, ROIAlignLegacy is faster-rcnn.pytorch's;
-# ROIPool takes maxima, ROICrop samples a grid (ROICropMax: maxima of 2 x 2 samples), DeformPSROIPool learns where its bins lie.
+# Kind of pooling. ROIAlign follows MODEL.DIALECT; ROIAlignV1 pools at least one cell, ROIAlignV2 is shifted by half a cell instead;
+# ROIAlignLegacy is faster-rcnn.pytorch's. ROIPool takes maxima, ROICrop samples a grid (ROICropMax: maxima of 2 x 2 samples),
+# DeformPSROIPool learns where its bins lie.
 _C.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "ROIAlign"
 _C.limit("MODEL.ROI_BOX_HEAD.POOLER_TYPE", *POOLER_TYPES)
 # Samples per bin and axis; 0 takes as many as a bin has feature cells.
@@ -398,8 +399,9 @@ _C.MODEL.ROI_MASK_HEAD.PREDICTOR = "MaskRCNNC4Predictor"
 # Rows and columns of bins in a pooled region.
 _C.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION = 14
 _C.within("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 1)
-# Kind of pooling. ROIAlign follows MODEL.DIALECT, ROIAlignV2 is shifted by half a cell, ROIAlignLegacy is faster-rcnn.pytorch's;
-# ROIPool takes maxima, ROICrop samples a grid (ROICropMax: maxima of 2 x 2 samples), DeformPSROIPool learns where its bins lie.
+# Kind of pooling. ROIAlign follows MODEL.DIALECT; ROIAlignV1 pools at least one cell, ROIAlignV2 is shifted by half a cell instead;
+# ROIAlignLegacy is faster-rcnn.pytorch's. ROIPool takes maxima, ROICrop samples a grid (ROICropMax: maxima of 2 x 2 samples),
+# DeformPSROIPool learns where its bins lie.
 _C.MODEL.ROI_MASK_HEAD.POOLER_TYPE = "ROIAlign"
 _C.limit("MODEL.ROI_MASK_HEAD.POOLER_TYPE", *POOLER_TYPES)
 # Samples per bin and axis; 0 takes as many as a bin has feature cells.
@@ -440,8 +442,9 @@ _C.MODEL.ROI_KEYPOINT_HEAD.PREDICTOR = "KeypointRCNNPredictor"
 # Rows and columns of bins in a pooled region.
 _C.MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION = 14
 _C.within("MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION", 1)
-# Kind of pooling. ROIAlign follows MODEL.DIALECT, ROIAlignV2 is shifted by half a cell, ROIAlignLegacy is faster-rcnn.pytorch's;
-# ROIPool takes maxima, ROICrop samples a grid (ROICropMax: maxima of 2 x 2 samples), DeformPSROIPool learns where its bins lie.
+# Kind of pooling. ROIAlign follows MODEL.DIALECT; ROIAlignV1 pools at least one cell, ROIAlignV2 is shifted by half a cell instead;
+# ROIAlignLegacy is faster-rcnn.pytorch's. ROIPool takes maxima, ROICrop samples a grid (ROICropMax: maxima of 2 x 2 samples),
+# DeformPSROIPool learns where its bins lie.
 _C.MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE = "ROIAlign"
 _C.limit("MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE", *POOLER_TYPES)
 # Samples per bin and axis; 0 takes as many as a bin has feature cells.
@@ -620,7 +623,8 @@ _C.within("SOLVER.REFERENCE_IMS_PER_BATCH", 0)
 # Largest L2 norm of the whole gradient; 0 does not clip.
 _C.SOLVER.CLIP_GRADIENTS = 0.0
 _C.within("SOLVER.CLIP_GRADIENTS", 0)
-# The metric that decides which checkpoint is best, and how many tests in a row may bring no better one (0: no limit).
+# The metric that decides which checkpoint is best (of a loss, "val/loss", the smallest), and how many tests in a row may bring no better
+# one (0: no limit).
 _C.SOLVER.BEST_METRIC = "bbox/AP"
 _C.SOLVER.PATIENCE = 0
 _C.within("SOLVER.PATIENCE", 0)
@@ -708,7 +712,7 @@ _C.PATHS_CATALOG = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pat
 _C.DTYPE = "float32"
 _C.limit("DTYPE", "float32", "float16", "bfloat16")
 # Take the operations of torch that give the same bits every time, and name those that have no such form. Costs time on a GPU,
-# where the gradient of RoIAlign stays without one.
+# where the gradient of RoIAlign has one only with the compiled kernels.
 _C.DETERMINISTIC = False
 # Seconds that a process of several waits for the others before it ends with an error that names them. While the first one computes
 # metrics, the others wait. At the start it is at least two minutes; on a GPU, NCCL itself waits twice as long.

@@ -71,6 +71,7 @@ class DeformPSROIPooler(Pooler):
 
 POOLERS: dict[str, Callable[..., Pooler]] = {
     "ROIAlign": Pooler,
+    "ROIAlignV1": Pooler,
     "ROIAlignV2": Pooler,
     "ROIAlignLegacy": ROIAlignLegacyPooler,
     "ROIPool": ROIPoolPooler,
@@ -81,11 +82,16 @@ POOLERS: dict[str, Callable[..., Pooler]] = {
 """(output_size, scales, sampling_ratio, shift, min_size, level_epsilon) -> pooler; those that learn take `in_channels` as well."""
 
 
+_FIXED = {"ROIAlignV1": (0.0, 1.0), "ROIAlignV2": (0.5, 0.0)}
+"""The shift and the least size, in cells, of kinds that follow no rule."""
+
+
 def make_pooler(kind: str, rule: tuple, in_channels: int) -> Pooler:
     """A pooler by its POOLER_TYPE.
 
     Args:
-        kind: a key of POOLERS; "ROIAlignV2" is shifted by half a cell and has no least size, whatever the rule says.
+        kind: a key of POOLERS; "ROIAlignV1" is not shifted and a region has at least one cell, "ROIAlignV2" is shifted by half a cell
+            and has no least size, whatever the rule says.
         rule: the arguments of `Pooler`, in their order.
         in_channels: channels of the features.
     Raises:
@@ -93,6 +99,5 @@ def make_pooler(kind: str, rule: tuple, in_channels: int) -> Pooler:
     """
     if kind not in POOLERS:
         raise ValueError(f"POOLER_TYPE: expected one of {sorted(POOLERS)}, got {kind!r}")
-    if kind == "ROIAlignV2":
-        rule = (*rule[:3], 0.5, 0.0, *rule[5:])
+    rule = (*rule[:3], *_FIXED.get(kind, rule[3:5]), *rule[5:])
     return POOLERS[kind](*rule, in_channels=in_channels) if kind == "DeformPSROIPool" else POOLERS[kind](*rule)

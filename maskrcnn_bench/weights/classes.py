@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,16 +34,23 @@ def names_of(loaded: Loaded) -> tuple[str, ...]:
     """The classes of a checkpoint, background first: as it says, or COCO's where their number tells; () when nobody knows."""
     extra = loaded.meta.get("extra", {})
     about = extra.get("meta") if isinstance(extra.get("meta"), dict) else {}
-    about = about | (about.get("dataset_meta") or {})
-    said = loaded.meta.get("class_names") or extra.get("class_names")
+    about = about | about["dataset_meta"] if isinstance(about.get("dataset_meta"), dict) else about
+    said = _words(loaded.meta.get("class_names")) or _words(extra.get("class_names"))
     if said:
-        return tuple(said)
-    theirs = about.get("classes") or about.get("CLASSES")
+        return said
+    theirs = _words(about.get("classes")) or _words(about.get("CLASSES"))
     if theirs:
-        return (BACKGROUND, *((theirs,) if isinstance(theirs, str) else theirs))
+        return (BACKGROUND, *theirs)
     names = ("roi_heads.box.predictor.cls_score.weight", "roi_heads.box.predictor.0.cls_score.weight")
     rows = next((loaded.state_dict[name] for name in names if name in loaded.state_dict), None)
     return coco_names(0 if rows is None else len(rows))
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    """One name or several, as a file says them; () of anything else."""
+    several = (value,) if isinstance(value, str) else value
+    good = isinstance(several, (list, tuple)) and all(isinstance(name, str) for name in several)
+    return tuple(several) if good else ()
 
 
 def coco_names(count: int) -> tuple[str, ...]:

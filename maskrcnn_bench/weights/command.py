@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..utils.download import hash_of
 from ..utils.files import write_atomically
+from .anchor_order import RATIO_MAJOR, SIZE_MAJOR, anchor_grid, several_anchors
 from .convert import load_weights
 from .detectron2 import to_detectron2
 from .load import SERIOUS, Report, load_into
@@ -26,6 +27,8 @@ FORMATS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "torchvision": to_torchvision,
 }
 """What each project's loader wants to find in a file, made of tensors in our names."""
+ORDERS = {"detectron2": SIZE_MAJOR, "torchvision": RATIO_MAJOR}
+"""In which order the projects count anchors."""
 
 
 def convert_main(argv: Sequence[str]) -> int:
@@ -224,12 +227,30 @@ def convert_file(
     if config_file:
         model = _build(config_file, opts)
         report = load_into(model, loaded, strict)
-        state = {name: value for name, value in model.state_dict().items() if ".cell_anchors." not in name}
+        state = model.state_dict()
     else:
         report, state = _report(loaded, strict), loaded.state_dict
-    content = FORMATS[to](dict(state))
+    content = FORMATS[to](dict(state)) | _anchors_said(loaded, state, to)
     write_atomically(target, lambda file: torch.save(content, file), durable=True)
     return report
+
+
+def _anchors_said(loaded: Loaded, state: dict[str, Tensor], to: str) -> dict[str, str]:
+    """What a file of ours says of the order of anchors that are not in it.
+
+    Raises:
+        ValueError: the other project counts them otherwise, or may do so, and how many sizes and ratios there are nobody knows.
+    """
+    order, theirs = loaded.meta.get("anchor_order"), ORDERS.get(to)
+    if anchor_grid(state) or not several_anchors(state) or order == theirs:
+        return {}
+    if to not in ORDERS:
+        return {"anchor_order": order}
+    count = len(state["rpn.head.bbox_pred.weight"]) // 4
+    raise ValueError(
+        f"{loaded.meta['file']} ({loaded.kind}): {count} anchors a cell, which {to} may count in another order; expected the configuration "
+        "that says how many sizes and ratios they have: --config-file FILE"
+    )
 
 
 def _check_target(source: str | Path, target: str | Path) -> None:

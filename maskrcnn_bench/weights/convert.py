@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import caffe2, detectron2, faster_rcnn_pytorch, maskrcnn_benchmark, mmdetection, torchvision
+from .anchor_order import ORDERS
 from .names import Loaded, Naming, to_ours
 from .reader import read_file
 
@@ -37,6 +38,10 @@ KINDS: tuple[Naming, ...] = (
     torchvision.MOBILENET_CLASSIFICATION,
     torchvision.CLASSIFICATION,
 )
+_ORDINARY = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+)
 _CONTAINERS = ("model", "state_dict", "blobs", "model_state_dict")
 
 
@@ -54,6 +59,8 @@ def load_weights(path: str | Path) -> Loaded:
     tensors, extra = _unwrap(read_file(path), path)
     loaded = convert(tensors, path)
     loaded.meta.update(file=str(path), extra=extra)
+    if not loaded.meta["anchor_order"] and extra.get("anchor_order") in ORDERS:
+        loaded.meta["anchor_order"] = extra["anchor_order"]
     return loaded
 
 
@@ -63,6 +70,7 @@ def convert(tensors: dict[str, Tensor], origin: str | Path = "these tensors") ->
     Raises:
         ValueError: an unknown kind, or values that are not finite.
     """
+    _check_ordinary(tensors, origin)
     _check_finite(tensors, origin)
     naming = recognise(tensors)
     if naming is None:
@@ -99,10 +107,15 @@ def _unwrap(content: Any, path: str | Path) -> tuple[dict[str, Tensor], dict]:
 
 
 def _tensors(content: dict) -> dict[str, Tensor]:
-    """The tensors and arrays of a dictionary, without the prefix that (Distributed)DataParallel leaves."""
-    named = {str(name): value for name, value in content.items() if isinstance(value, (Tensor, np.ndarray))}
-    prefix = "module." if named and all(name.startswith("module.") for name in named) else ""
-    return {name[len(prefix) :]: _tensor(value) for name, value in named.items() if not _is_text(value)}
+    """The tensors and arrays of a dictionary, by names without what the wrappers of torch leave in them."""
+    named = {
+        str(name): _tensor(value) for name, value in content.items() if isinstance(value, (Tensor, np.ndarray)) and not _is_text(value)
+    }
+    named.pop("n_averaged", None)  # AveragedModel's
+    named = {name.replace("_orig_mod.", ""): value for name, value in named.items()}  # compile's
+    while named and all(name.startswith("module.") for name in named):  # (Distributed)DataParallel's, in AveragedModel's
+        named = {name.removeprefix("module."): value for name, value in named.items()}
+    return named
 
 
 def _is_text(value: Tensor | np.ndarray) -> bool:
@@ -112,7 +125,25 @@ def _is_text(value: Tensor | np.ndarray) -> bool:
 def _tensor(value: Tensor | np.ndarray) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach()
-    return torch.from_numpy(np.array(value, order="C"))  # a copy: the pickle's arrays are read-only or not contiguous
+    # A copy, of this machine's order of bytes: the pickle's arrays are read-only or not contiguous.
+    return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), order="C"))
+
+
+def _check_ordinary(tensors: dict[str, Tensor], origin: str | Path) -> None:
+    odd = {name: what for name, tensor in tensors.items() if (what := _oddity(tensor))}
+    if odd:
+        some = ", ".join(f"{name} ({what})" for name, what in list(odd.items())[:5])
+        raise ValueError(
+            f"{origin}: expected dense tensors of integers or of floats of 16 to 64 bits, but {len(odd)} are others: {some}. "
+            "Convert them where they were written, such as by tensor.to_dense().float(), and save again."
+        )
+
+
+def _oddity(tensor: Tensor) -> str:
+    """What keeps a tensor from being weights; empty for nothing."""
+    if tensor.layout != torch.strided or tensor.is_meta:
+        return "no values" if tensor.is_meta else str(tensor.layout).removeprefix("torch.")
+    return "" if tensor.dtype in _ORDINARY else str(tensor.dtype).removeprefix("torch.")
 
 
 def _check_finite(tensors: dict[str, Tensor], origin: str | Path) -> None:

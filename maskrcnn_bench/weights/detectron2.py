@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from .anchor_order import SIZE_MAJOR, anchor_grid, in_order
 from .names import Layout, Naming, to_theirs
 
 _C4_HEAD = "roi_heads.box.feature_extractor.head"
@@ -134,13 +135,14 @@ RETINANET = Naming(
     marks=("head.cls_subnet.#.weight",),
     names=tuple(_trunk("backbone.bottom_up.", "backbone.body.layer4") + _pyramid() + _RETINANET_HEADS),
     dropped=_DROPPED,
+    anchor_order=SIZE_MAJOR,
 )
 
 
 def _fpn(kind: str, marks: tuple[str, ...], pyramid_norms: bool, mask_norms: bool) -> Naming:
     trunk = _trunk("backbone.bottom_up.", "backbone.body.layer4")
     names = (*trunk, *_pyramid(pyramid_norms), *_box_convolutions(), *_masks(mask_norms), *_HEADS)
-    return Naming(kind, marks, names, _DROPPED, CLASS_LAYOUTS)
+    return Naming(kind, marks, names, _DROPPED, CLASS_LAYOUTS, anchor_order=SIZE_MAJOR)
 
 
 FPN_NORMS = _fpn("detectron2 (FPN with norms)", ("backbone.fpn_lateral5.norm.weight",), pyramid_norms=True, mask_norms=True)
@@ -152,6 +154,7 @@ C4 = Naming(
     names=tuple(_stage("roi_heads.res5", f"{_C4_HEAD}.layer4") + _trunk("backbone.", "backbone.body.layer4") + _masks() + _HEADS),
     dropped=_DROPPED,
     layouts=CLASS_LAYOUTS,
+    anchor_order=SIZE_MAJOR,
 )
 IMAGENET = Naming(
     kind="ImageNet (detectron2)",
@@ -173,14 +176,16 @@ _WRITTEN = (
 
 
 def to_detectron2(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One of our models in detectron2's names and class order; ``{"model": ...}`` around it is what its loader reads.
+    """One of our models in detectron2's names, class order and order of anchors; ``{"model": ...}`` around it is what its loader reads.
 
     Args:
-        state: ``model.state_dict()`` of a C4, DC5 or FPN model with ResNet trunk.
+        state: ``model.state_dict()`` of a C4, DC5 or FPN model with ResNet trunk. Its anchors tell in which order they are counted;
+            without them it is taken to be detectron2's.
     Raises:
         ValueError: a tensor has no counterpart there.
     """
     naming = next(naming for mark, naming in _WRITTEN if mark in state or not mark)
     # C4: the box head's own modules under a second name; anchors and a loss's average are no weights there.
     left_out = re.compile(r"roi_heads\.mask\.feature_extractor\.head\.|.*\.cell_anchors|rpn\.normalizer\.")
+    state = in_order(state, anchor_grid(state), naming.anchor_order)
     return to_theirs(naming, {name: value for name, value in state.items() if not left_out.match(name)})

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..layers.blocks import share_channels
+from .anchor_order import anchor_grid, in_order
 from .classes import pick_classes
 from .convert import load_weights
 from .names import FOLDED, NO_COUNTERPART, Loaded, matches
@@ -41,6 +42,7 @@ class Report:
         unused: (its name, why) of the checkpoint's tensors without a place in the model.
         missing: names of the model's tensors which the checkpoint lacks; kept at their initial values.
         inflated: first convolutions for RGB whose values the channels of the model's images share.
+        reordered: layers whose rows came in another order of the anchors.
         classes: where the heads have other classes, those whose rows came over; the others keep their initial values.
     """
 
@@ -54,6 +56,7 @@ class Report:
     missing: list[str] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
     inflated: list[str] = field(default_factory=list)
+    reordered: list[str] = field(default_factory=list)
 
     def summary(self, limit: int = 8) -> str:
         """Text for the log: a line of counts, then each list, cut at ``limit`` names."""
@@ -63,6 +66,7 @@ class Report:
         shapes = [f"{name} (model {_by(want)}, file {_by(got)})" for name, want, got in self.reinitialised]
         lines += _listed("of other classes, taken over by name", self.classes, limit)
         lines += _listed("for RGB, shared by the channels of the images", self.inflated, limit)
+        lines += _listed("put in the model's order of anchors", self.reordered, limit)
         lines += _listed("re-initialised", shapes, limit)
         lines += _listed("not in the file, kept at their initial values", self.missing, limit)
         lines += _listed("unused", [f"{name} ({why})" for name, why in self.unused], limit)
@@ -102,8 +106,9 @@ def load_into(model: nn.Module, weights: str | Path | Loaded, strict: bool = Fal
     loaded = _place_deformable(_place_last_stage(loaded, groups), groups)
     loaded, classes = pick_classes(loaded, {name: tensor for name, (tensor, _) in groups.items()}, () if strict else class_names)
     loaded, inflated = _share_channels(groups, loaded)
+    loaded, reordered = _order_anchors(groups, loaded)
     report, copies = _plan(groups, loaded)
-    report.classes, report.inflated = classes, inflated
+    report.classes, report.inflated, report.reordered = classes, inflated, reordered
     if strict:
         _require_all(report, loaded)
     _require_most(model, copies, report, loaded)
@@ -157,6 +162,17 @@ def _share_channels(groups: dict, loaded: Loaded) -> tuple[Loaded, list[str]]:
     ]
     state = loaded.state_dict | {name: share_channels(loaded.state_dict[name], shapes[name][1]) for name in changed}
     return (Loaded(loaded.kind, state, loaded.meta), changed) if changed else (loaded, [])
+
+
+def _order_anchors(groups: dict, loaded: Loaded) -> tuple[Loaded, list[str]]:
+    """The weights with their rows in the model's order of anchors, and the names of those that were in another."""
+    ours, theirs = anchor_grid({name: tensor for name, (tensor, _) in groups.items()}), anchor_grid(loaded.state_dict)
+    order = theirs.order if theirs else loaded.meta.get("anchor_order")
+    if ours is None or not order:
+        return loaded, []
+    state = in_order(loaded.state_dict, replace(ours, order=order), ours.order)
+    changed = [name for name, value in state.items() if value is not loaded.state_dict[name]]
+    return Loaded(loaded.kind, state, loaded.meta), changed
 
 
 def _renamed(loaded: Loaded, place: Callable[[str], str]) -> Loaded:

@@ -14,4 +14,5 @@ MASKRCNN_BENCHMARK = Naming(
         "backbone.body.first.conv.weight",
     ),
     names=(("**", "**"),),
+    anchor_order="",  # ours follow their configuration
 )

@@ -66,6 +66,7 @@ class Naming:
         layouts: tensors to reorder, by our template.
         backbone_only: an ImageNet classifier, of which a detector uses the trunk.
         expects: the input these weights were trained on, in words.
+        anchor_order: how a cell's anchors are counted, one of anchor_order.ORDERS; empty where files of both kinds have these names.
     """
 
     kind: str
@@ -75,6 +76,7 @@ class Naming:
     layouts: tuple[Layout, ...] = ()
     backbone_only: bool = False
     expects: str = ""
+    anchor_order: str = "ratio_major"
 
     def recognises(self, names: Iterable[str]) -> bool:
         """Whether a checkpoint with these tensors is of this kind."""
@@ -112,8 +114,8 @@ class Loaded:
     Args:
         kind: which project and sort of model wrote it.
         state_dict: tensors by our names.
-        meta: "file", "expects" (its input in words), "backbone_only", "source" ({our name: theirs}),
-            "unused" ({their name: reason}), "extra" (small values that stood beside the tensors).
+        meta: "file", "expects" (its input in words), "backbone_only", "source" ({our name: theirs}), "anchor_order" (of its rows, or
+            empty), "unused" ({their name: reason}), "extra" (small values that stood beside the tensors).
     """
 
     kind: str
@@ -140,6 +142,7 @@ def to_ours(naming: Naming, tensors: dict[str, Tensor]) -> Loaded:
         state[ours] = layout.to_ours(tensor) if layout else tensor
         source[ours] = theirs
     meta = {"expects": naming.expects, "backbone_only": naming.backbone_only, "source": source, "unused": unused}
+    meta["anchor_order"] = naming.anchor_order
     return Loaded(naming.kind, state, meta)
 
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import collections
 import json
+import math
 import pickle
 import re
 import struct
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_TORCH_LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # the magic number that opens a file of torch < 1.6
+_TORCH_LEGACY = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # the magic number that opens a file of torch < 1.6
 _SAFETENSORS_TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -40,7 +43,7 @@ def read_file(path: str | Path) -> Any:
         raise FileNotFoundError(f"{path} {what}; {_WANTED}. Check MODEL.WEIGHT or --weights.")
     with path.open("rb") as file:
         head = file.read(512)
-    if head.startswith(b"PK\x03\x04") or head.startswith(_TORCH_LEGACY):
+    if head.startswith(b"PK\x03\x04") or _TORCH_LEGACY in head[:32]:
         return _read_torch(path)
     if head[:1] in (b"\x80", b"(", b"}", b"]", b"c"):
         return _read_pickle(path)
@@ -86,6 +89,8 @@ def _latin1(text: str, encoding: str = "latin1") -> bytes:
 
 _CODES = ("b1", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8")
 """Types of arrays that are weights."""
+_TEXTS = "USO"
+"""Types of arrays, without their sizes, that may stand beside weights: text, and Python's objects. Nobody needs what they hold."""
 
 
 class _Dtype:
@@ -113,10 +118,13 @@ class _Array:
     def __setstate__(self, state: tuple) -> None:
         self.state = state
 
-    def resolve(self) -> np.ndarray:
+    def resolve(self) -> np.ndarray | None:
+        """The array; None of text."""
         _, shape, dtype, fortran, content = self.state
         if not isinstance(dtype, _Dtype):
             raise ValueError("an array without a type")
+        if dtype.code[:1] in _TEXTS:
+            return None
         content = content.encode("latin1") if isinstance(content, str) else bytes(content)
         order = "F" if fortran else "C"
         return np.frombuffer(content, dtype.resolve()).reshape(shape, order=order).copy(order)
@@ -132,17 +140,28 @@ def _scalar(dtype: _Dtype, content: Any = b"") -> _Array:
     return _from_buffer(content, dtype, (), "C")
 
 
-def _resolved(value: Any) -> Any:
-    """The content with real arrays in the place of what was said of them."""
+def _resolved(value: Any, seen: dict[int, tuple[Any, Any]] | None = None) -> Any:
+    """The content with real arrays in the place of what was said of them.
+
+    Args:
+        seen: {id: (value, its content)} of what was met before: a list of one list twice, thirty deep, would never end.
+    """
+    seen = {} if seen is None else seen
+    if id(value) not in seen:
+        seen[id(value)] = (value, _content(value, seen))
+    return seen[id(value)][1]
+
+
+def _content(value: Any, seen: dict[int, tuple[Any, Any]]) -> Any:
     if isinstance(value, _Array):
         array = value.resolve()
-        return array if array.shape else array[()]
+        return array if array is None or array.shape else array[()]
     if isinstance(value, dict):
-        return {_resolved(key): _resolved(item) for key, item in value.items()}
+        return {_resolved(key, seen): _resolved(item, seen) for key, item in value.items()}
     if isinstance(value, list):
-        return [_resolved(item) for item in value]
+        return [_resolved(item, seen) for item in value]
     if isinstance(value, tuple) and not isinstance(value, torch.Size):
-        return tuple(_resolved(item) for item in value)
+        return tuple(_resolved(item, seen) for item in value)
     if isinstance(value, (_Dtype, type)) or callable(value):
         raise ValueError("something that is no value")
     return value
@@ -167,10 +186,22 @@ class _Refusal(Exception):
     """A name outside the table."""
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Knows arrays, OrderedDict, and what pickle itself builds: strings, numbers, lists, dictionaries."""
+class _ArrayUnpickler(pickle._Unpickler):
+    """Knows arrays, OrderedDict, and what pickle itself builds: strings, numbers, lists, dictionaries.
+
+    It is the unpickler in Python: the other one's memory of objects is as long as the highest number in the file says.
+    """
 
     allowed = _allowed()
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def load_build(self) -> None:
+        """Gives an object its state; a function would keep it for the files that follow."""
+        if not isinstance(self.stack[-2], (_Array, _Dtype, collections.OrderedDict)):
+            raise pickle.UnpicklingError("a state for something that has none")
+        super().load_build()
+
+    dispatch[pickle.BUILD[0]] = load_build
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.allowed:
@@ -184,6 +215,9 @@ def _read_torch(path: Path) -> Any:
             return _resolved(torch.load(path, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
         names = _unsafe_names(str(error))
+        if not names and _is_other_protocol(path):
+            again = "Open it where it was written and save it again with pickle_protocol=2, which is what torch.save takes by itself."
+            raise ValueError(f"{path} was pickled by another protocol than 2; {_WANTED}. {again}") from None
         raise (_refused(path, names) if names else _damaged(path, _first_sentence(error))) from None
     except _DAMAGE as error:
         raise _damaged(path, _first_sentence(error)) from None
@@ -191,6 +225,21 @@ def _read_torch(path: Path) -> Any:
 
 def _first_sentence(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+
+
+def _is_other_protocol(path: Path) -> bool:
+    """Whether `pickle_protocol` was given to torch.save: its own reader knows the usual one only."""
+    others = (b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    with path.open("rb") as file:
+        if file.read(2) in others:
+            return True
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            with archive.open(name) as file:
+                return file.read(2) in others
+    except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, StopIteration):
+        return False
 
 
 def _unsafe_names(message: str) -> list[str]:
@@ -230,15 +279,19 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         header = json.loads(content[8 : 8 + length])
         body = memoryview(content)[8 + length :]
         return {name: _safetensor(entry, body) for name, entry in header.items() if name != "__metadata__"}
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise _damaged(path, str(error)) from None
 
 
 def _safetensor(entry: dict, body: memoryview) -> Tensor:
     start, end = entry["data_offsets"]
+    if entry["dtype"] not in _SAFETENSORS_TYPES:
+        raise ValueError(f"a tensor of type {entry['dtype']}, not one of {', '.join(_SAFETENSORS_TYPES)}")
     dtype, shape = _SAFETENSORS_TYPES[entry["dtype"]], entry["shape"]
     if not 0 <= start <= end <= len(body):
         raise ValueError(f"a tensor ends at byte {end} of {len(body)}")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != end - start:
+        raise ValueError(f"a tensor of shape {shape} and type {entry['dtype']} has {end - start} bytes")
     if start == end:
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(bytearray(body[start:end]), dtype=dtype).reshape(shape)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .anchor_order import anchor_grid, in_order
 from .names import Naming, to_theirs
 
 _INPUT = "RGB, 0..1, minus (0.485, 0.456, 0.406) over (0.229, 0.224, 0.225); stride in the 3x3 convolution"
@@ -109,16 +110,23 @@ MOBILENET_CLASSIFICATION = Naming(
 
 
 def to_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One of our models in torchvision's names, as its `load_state_dict` reads them.
+    """One of our models in torchvision's names and order of anchors, as its `load_state_dict` reads them.
 
     Args:
-        state: ``model.state_dict()`` of an FPN model with a ResNet or MobileNetV3 trunk.
+        state: ``model.state_dict()`` of an FPN model with a ResNet or MobileNetV3 trunk. Its anchors tell in which order they are
+            counted; without them it is taken to be torchvision's.
     Raises:
-        ValueError: a tensor has no counterpart there.
+        ValueError: a tensor has no counterpart there, or it has no such model.
     """
+    if not any(name.startswith("backbone.fpn.") for name in state):
+        raise ValueError("torchvision: expected a model with a feature pyramid, backbone.fpn; it has no others")
+    deformable = [name for name in state if ".conv2.offset." in name]
+    if deformable:
+        raise ValueError(f"torchvision: expected plain convolutions; it has no model with deformable ones ({deformable[0]}, ...)")
     naming = DETECTION_V2 if "backbone.fpn.fpn_inner1.1.running_mean" in state else DETECTION
     if "rpn.head.cls_tower.0.weight" in state:
         naming = RETINANET_GN if "rpn.head.cls_tower.1.weight" in state else RETINANET
+    state = in_order(state, anchor_grid(state), naming.anchor_order)
     # Anchors and the average of a loss are no weights there.
     kept = {name: value for name, value in state.items() if ".cell_anchors" not in name and not name.startswith("rpn.normalizer.")}
     return to_theirs(naming, kept)
