@@ -196,6 +196,12 @@ def test_json_that_is_cut_off_or_missing(tmp_path):
         AnnotationStore.from_json(tmp_path / "nothing.json")
 
 
+def test_missing_folder_of_the_catalog_says_where_it_should_be(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "voc_2007_train"]) == 1
+    assert "no folder datasets/voc/VOC2007; check the path, or DATASETS.ROOT" in capsys.readouterr().out
+
+
 def test_missing_image_stops_before_training(tmp_path, capsys):
     write(tmp_path / "set")
     (tmp_path / "set" / "train" / "1.jpg").unlink()

@@ -147,6 +147,8 @@ def _with_masks(content: Content, path: Path, image: str, size: tuple[int, int],
 def read_split(folder: Path, split: str, kind: str = "Main") -> list[str]:
     """Names of the images of a split; kind: "Main", or "Segmentation" for those that have masks."""
     path = folder / "ImageSets" / kind / f"{split}.txt"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}; check the path, or DATASETS.ROOT for names of the catalog")
     if not path.is_file():
         there = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
         hint = "" if kind == "Main" else "; without MODEL.MASK_ON no masks are needed"
