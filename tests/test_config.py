@@ -278,6 +278,9 @@ def test_texts_stay_texts():
         (["MODEL.STATIC_SHAPES=1"], "expects one of auto, True, False; got '1'"),
         (["SOLVER.BASE_LR=None"], "SOLVER.BASE_LR expects a number"),
         (["MODEL.RPN.NMS_THRESH=7"], "command line: MODEL.RPN.NMS_THRESH expects a number from 0 to 1, got 7.0"),
+        (["SOLVER.BASE_LR=-0.1"], "SOLVER.BASE_LR expects 0 or more, got -0.1"),
+        (["SOLVER.BASE_LR", "1e999"], "SOLVER.BASE_LR expects finite numbers, got '1e999'"),
+        (["INPUT.PIXEL_MEAN", "(1e999, 1, 1)"], "INPUT.PIXEL_MEAN expects finite numbers"),
         (["SOLVER.WARMUP_ITERS=-3"], "SOLVER.WARMUP_ITERS expects 0 or more, got -3"),
         (["TEST.SOFT_NMS.SIGMA=0"], "TEST.SOFT_NMS.SIGMA expects more than 0, got 0.0"),
         (["INPUT.MIN_SIZE_TRAIN=(800, 0)"], "INPUT.MIN_SIZE_TRAIN expects 1 or more, got 0 in (800, 0)"),
@@ -467,3 +470,12 @@ def test_own_catalog_file(tmp_path):
     assert catalog.DatasetCatalog.get("x")["args"] == {"root": "x"}
     with pytest.raises(FileNotFoundError, match="PATHS_CATALOG"):
         import_file("maskrcnn_bench.own_catalog", tmp_path / "none.py")
+
+
+def test_a_text_that_is_no_literal_stays_a_text():
+    assert load_config(None, ["OUTPUT_DIR", "{[1]}"]).OUTPUT_DIR == "{[1]}"
+
+
+def test_lists_in_lists_are_of_the_kind_of_the_default():
+    sizes = load_config("torchvision/fasterrcnn_mobilenet_v3_large_fpn.yaml").MODEL.RPN.ANCHOR_SIZES
+    assert isinstance(sizes, tuple) and all(isinstance(level, tuple) for level in sizes)

@@ -246,6 +246,12 @@ def test_weights_alone_need_a_configuration_and_have_no_names(tmp_path):
     assert demo.CATEGORIES == ("__background__", "class 1", "class 2", "class 3", "class 4"), "they are not COCO's classes"
 
 
+def test_no_pictures_have_no_detections(demo):
+    assert demo.detect([]) == [] and list(demo.predict([])) == []
+    with pytest.raises(ValueError, match="batch_size: expected 1 or more, got 0"):
+        list(demo.predict([photo()], batch_size=0))
+
+
 def test_labels_that_the_data_did_not_name_have_numbers(tmp_path):
     demo = COCODemo.from_weights(save_model(tmp_path, names=("__background__", "cat")))
     assert demo.CATEGORIES == ("__background__", "cat", "class 2", "class 3", "class 4")

@@ -27,7 +27,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from maskrcnn_bench.cli import main
-from maskrcnn_bench.demo import answers, serve
+from maskrcnn_bench.demo import answers, draw, serve
 from maskrcnn_bench.demo.predictor import COCODemo
 from maskrcnn_bench.demo.serve import DemoServer, content_policy, serve_main
 
@@ -125,6 +125,20 @@ def test_model_without_masks(tmp_path):
         rows = json.loads(ask(server, "/detect?score=0", encoded())[2])["detections"]
         assert rows and "segmentation" not in rows[0]
         assert json.loads(ask(server, "/model")[2])["masks"] is False
+
+
+def test_page_and_picture_show_the_same_keypoints(tmp_path, monkeypatch):
+    demo = COCODemo.from_weights(save_model(tmp_path, "keypoint_fpn"))
+    with serving(demo) as server:
+        for least in (-1e9, 1e9):
+            monkeypatch.setattr(draw, "KEYPOINT_LOGIT", least)
+            rows = json.loads(ask(server, "/detect?score=0", encoded())[2])["detections"]
+            assert rows and all(row["seen"] == [least < 0] * 3 for row in rows)
+
+
+@pytest.mark.parametrize(("host", "status"), [("localhost:8080", 200), ("127.0.0.1", 200), ("[::1]:8080", 200), ("evil.example:8080", 403)])
+def test_foreign_names_that_lead_here_are_turned_away(server, host, status):
+    assert ask(server, "/model", Host=host)[0] == status
 
 
 def test_page_and_description(server):

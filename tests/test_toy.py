@@ -11,6 +11,7 @@ from pycocotools.coco import COCO
 
 from maskrcnn_bench.data.datasets import toy
 from maskrcnn_bench.data.datasets.toy_scene import CLASSES
+from maskrcnn_bench.demo.toy import demo_main
 
 SIDE = 128
 
@@ -166,3 +167,18 @@ def test_scenes_of_the_demo_are_new_ones(repository):
     for path, number in zip(paths, (4, 12)):
         made = np.asarray(toy.scene(7, "test", number)[0]).astype(int)
         assert np.abs(np.asarray(Image.open(path)) - made).mean() < 4
+
+
+def test_the_demo_without_masks_and_what_it_says_of_mistakes(tmp_path, capsys):
+    small = ["--train-images", "8", "--test-images", "4", "SOLVER.MAX_ITER", "1", "SOLVER.WARMUP_ITERS", "0", "MODEL.MASK_ON", "False"]
+    assert demo_main(["--output", str(tmp_path / "demo"), *small]) == 0
+    said = capsys.readouterr().out
+    assert "boxes  AP" in said and "masks  AP" not in said
+    (tmp_path / "file").touch()
+    (tmp_path / "other" / "data").mkdir(parents=True)
+    (tmp_path / "other" / "data" / "mine.txt").touch()
+    for folder, words in (("file", "file"), ("other", "no finished toy data set")):
+        assert demo_main(["--output", str(tmp_path / folder), *small]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and words in error and error.count("\n") == 1
+    assert demo_main([*small, "OUTPUT_DIR", "elsewhere"]) == 1 and "--output names" in capsys.readouterr().err

@@ -194,6 +194,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING)
     kept = Path(args.json) if args.json else None
     runs = json.loads(kept.read_text())["runs"] if kept and kept.exists() else []
+    model = {"config": args.config_file, "trunk": Path(args.trunk).name, "opts": args.opts}
     with tempfile.TemporaryDirectory() as folder:
         options = [*args.opts, "SOLVER.MAX_ITER", str(args.iterations)]
         if args.trunk:
@@ -202,14 +203,14 @@ def main(argv: list[str] | None = None) -> int:
             for named in args.data:
                 name, _, path = named.rpartition("=")
                 for library in LIBRARIES:
-                    key = {"data": name or Path(path).name, "seed": seed, "library": library, "iterations": args.iterations}
+                    key = {"data": name or Path(path).name, "seed": seed, "library": library, "iterations": args.iterations, **model}
                     if any(key.items() <= run.items() for run in runs):
                         continue
                     runs.append(key | train_one(library, args.config_file, path, seed, options))
                     print(json.dumps(runs[-1]), flush=True)
                     if kept:
                         kept.write_text(json.dumps({"runs": runs}, indent=1) + "\n")
-    print("\n" + table(runs))
+    print("\n" + table([run for run in runs if model.items() <= run.items()]))
     return 0
 
 

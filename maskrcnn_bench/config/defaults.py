@@ -575,6 +575,7 @@ _C.SOLVER.CUDA_GRAPH = False
 _C.limit("SOLVER.CUDA_GRAPH", False, True, "auto")
 # Learning rate after the warm-up, for a step of IMS_PER_BATCH images; biases take it times BIAS_LR_FACTOR.
 _C.SOLVER.BASE_LR = 0.001
+_C.within("SOLVER.BASE_LR", 0)
 _C.SOLVER.BIAS_LR_FACTOR = 2.0
 _C.within("SOLVER.BIAS_LR_FACTOR", 0)
 # Share of the last step's direction that a step of SGD keeps.

@@ -6,7 +6,7 @@ import os
 import re
 from ast import literal_eval
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from math import inf
+from math import inf, isfinite
 from typing import Any, NamedTuple
 
 from yacs.config import CfgNode as YacsNode
@@ -165,7 +165,7 @@ def _decode(raw: Any) -> Any:
         return raw.lower() == "true"
     try:
         return literal_eval(raw.strip())
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return raw
 
 
@@ -190,11 +190,18 @@ def _as_kind_of(old: Any, raw: Any, key: str, source: str, example: Sequence | N
     elif kind is float and type(value) is int:
         value = float(value)
     elif kind in (tuple, list) and isinstance(value, (tuple, list)):
-        value = kind(value)
+        value = _nested(value, kind)
         _check_elements(old if example is None else example, value, key, source)
+    if any(isinstance(x, float) and not isfinite(x) for x in _flatten((value,))):
+        raise ValueError(f"{source}: {key} expects finite numbers, got {raw!r}")
     if old is not None and type(value) is not kind:
         raise ValueError(f"{source}: {key} expects {_KIND_NAMES[kind]} such as {_example(old, example)}, got {raw!r}")
     return value
+
+
+def _nested(value: Any, kind: type) -> Any:
+    """Lists and tuples in each other as those of one kind."""
+    return kind(_nested(element, kind) for element in value) if isinstance(value, (tuple, list)) else value
 
 
 def _example(old: Any, example: Sequence | None) -> str:

@@ -92,6 +92,11 @@ def as_json(demo: COCODemo, picture: Image.Image, score: float) -> bytes:
     rows = result_rows(found, masks, 1, "", demo.CATEGORIES)
     for row in rows:
         del row["image_id"], row["file_name"]
+    if found.has_field("keypoints"):
+        from .draw import seen_points
+
+        for row, seen in zip(rows, seen_points(found.get_field("keypoints")).tolist(), strict=True):
+            row["seen"] = seen
     answer = {"width": picture.width, "height": picture.height, "milliseconds": round(milliseconds, 1), "detections": rows}
     return json.dumps(answer, ensure_ascii=False, allow_nan=False).encode()
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from ..structures.bounding_box import BoxList
-from ..structures.keypoint import keypoint_kind
+from ..structures.keypoint import Keypoints, keypoint_kind
 from ..structures.mask_paste import paste_rle
 from ..structures.segmentation_mask import Bitmap, SegmentationMask
 from .labels import font_for, place_labels, shorten, writable
@@ -201,6 +201,13 @@ def _corners(boxlist: BoxList, size: tuple[int, int]) -> list[tuple[int, int, in
     return [tuple(box) for box in boxes.tolist()]
 
 
+def seen_points(field: Keypoints | torch.Tensor) -> torch.Tensor:
+    """Which points pictures show: annotated ones, or those that a model is sure of. [n, Kp] bool"""
+    if not isinstance(field, torch.Tensor) and "logits" in field.extra_fields:
+        return field.get_field("logits") > KEYPOINT_LOGIT
+    return (field if isinstance(field, torch.Tensor) else field.keypoints)[..., 2] > 0
+
+
 def draw_keypoints(picture: Image.Image, boxlist: BoxList, skeleton: Sequence[tuple[int, int]] | None = None) -> Image.Image:
     """Points, and the lines between those that belong together."""
     if not boxlist.has_field("keypoints"):
@@ -209,9 +216,7 @@ def draw_keypoints(picture: Image.Image, boxlist: BoxList, skeleton: Sequence[tu
     width = line_width(picture.size) + 1
     field = boxlist.get_field("keypoints")
     points = field if isinstance(field, torch.Tensor) else field.keypoints
-    seen = points[..., 2] > 0
-    if not isinstance(field, torch.Tensor) and "logits" in field.extra_fields:
-        seen = field.get_field("logits") > KEYPOINT_LOGIT
+    seen = seen_points(field)
     if skeleton is None:
         skeleton = (keypoint_kind(points.shape[1]) if isinstance(field, torch.Tensor) else field).joined()
     for person, visible, color in zip(points[..., :2].tolist(), seen.tolist(), colors_of(_labels(boxlist)).tolist()):

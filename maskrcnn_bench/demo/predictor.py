@@ -147,6 +147,8 @@ class COCODemo:
             All detections of an image, best first, in its own pixels, with fields `labels`, `scores` and, from a model with
             masks, `mask`: probabilities [n, 1, S, S].
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
         if isinstance(images, (str, os.PathLike)):
             images = [found.path for found in find_images([images])]
         if isinstance(images, (Image.Image, np.ndarray, Tensor)) and getattr(images, "ndim", 3) <= 3:
@@ -187,6 +189,8 @@ class COCODemo:
 
         Only pictures of one padded size share a run of the model, so that no result depends on what else is in the list.
         """
+        if not pictures:
+            return []
         tensors, frames = zip(*[self.transforms(picture, BoxList([], picture.size)) for picture in pictures], strict=True)
         scales = [frame.extra_fields.get("resize_factor") for frame in frames]
         groups: dict[tuple[int, ...], list[int]] = {}

@@ -42,6 +42,7 @@ WAITING = 4
 CONNECTIONS = 32
 BODY_SECONDS = 60
 """In which a body must have arrived."""
+HERE = ("localhost", "127.0.0.1", "::1")
 LAST_SECONDS = 5
 """In which a connection ends when the server does."""
 
@@ -108,7 +109,7 @@ def _bound(host: str, port: int, demo: COCODemo) -> DemoServer:
 def _tell(server: DemoServer, host: str) -> None:
     at = f"[{host}]" if ":" in host else host
     print(f"Open http://{at}:{server.server_port}/ in a browser; Ctrl-C ends.", flush=True)
-    if host not in ("127.0.0.1", "localhost", "::1"):
+    if host not in HERE:
         print("Everybody who reaches this machine can use it. Browsers give the camera to localhost and to https only.", flush=True)
 
 
@@ -194,6 +195,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _route(self) -> None:
         try:
+            self._require_name()
             url = urlsplit(self.path)
             methods = ROUTES.get(url.path)
             if methods is None:
@@ -211,6 +213,12 @@ class Handler(BaseHTTPRequestHandler):
             self._fail(HTTPStatus.BAD_REQUEST, f"bad address: {error}")
         else:
             self._send(HTTPStatus.OK, content, kind, {})
+
+    def _require_name(self) -> None:
+        """Of a server for this machine alone, only its names: a foreign page whose name leads here must not use it."""
+        name = urlsplit("//" + self.headers.get("Host", HERE[0])).hostname
+        if self.server.server_address[0] in HERE and name not in HERE:
+            raise Refusal(HTTPStatus.FORBIDDEN, f"this server answers to {', '.join(HERE)} only; --host chooses another address")
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = do_CONNECT = _route
 

@@ -23,7 +23,16 @@ def demo_main(argv: Sequence[str] | None = None) -> int:
         from .serve import serve_main
 
         return serve_main([word for word in words if word != SERVE])
-    args = _parser().parse_args(words)
+    try:
+        return _make(_parser().parse_args(words))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _make(args: argparse.Namespace) -> int:
+    if any(word.startswith("OUTPUT_DIR") for word in args.opts):
+        raise ValueError("OUTPUT_DIR: --output names the folder of the demo")
     begun = time.monotonic()
     folder = Path(args.output)
     data = _generate(folder / "data", args)
@@ -115,7 +124,7 @@ def _series(rows: list[dict[str, Any]], name: str) -> tuple[list[int], list[floa
 def _tell(folder: Path, made: list[Path], seconds: float, hint: str) -> None:
     results = json.loads((folder / "results.json").read_text())
     print(f"\nDone in {seconds / 60:.1f} minutes. On scenes it has never seen:")
-    for task, what in (("bbox", "boxes"), ("segm", "masks")):
+    for task, what in (task for task in (("bbox", "boxes"), ("segm", "masks")) if task[0] in results):
         print(f"  {what:<6} AP {results[task]['AP']:.3f}   AP50 {results[task]['AP50']:.3f}")
     if hint:
         print(f"The pictures are empty: {hint}. Train longer, or look with `predict` (below) and a lower --score.")
