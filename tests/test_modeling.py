@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from maskrcnn_bench.modeling.rpn.rpn import ProposalSelector
 from maskrcnn_bench.modeling.sampler import BalancedSampler
 from maskrcnn_bench.structures.bounding_box import BoxList, BoxListBatch, fill_unused
 from maskrcnn_bench.structures.boxlist_ops import box_iou, boxlist_nms
+from maskrcnn_bench.structures.image_list import ImageList
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden" / "state_dict_shapes.json"
@@ -406,3 +408,67 @@ def renew() -> None:
 
 if __name__ == "__main__":
     renew()
+
+
+@pytest.mark.parametrize("family", ["mask_fpn", "keypoint_fpn", "faster_c4", "retinanet", "mm_cascade_mask_fpn"])
+def test_models_can_be_copied_and_sent(family):
+    model = narrow_model(family).eval()
+    images = scene_of(family)[0]
+    with torch.no_grad():
+        expected, found = model(images), pickle.loads(pickle.dumps(model))(images)
+    assert torch.equal(expected.boxes, found.boxes) and torch.equal(expected.fields["scores"], found.fields["scores"])
+
+
+@pytest.mark.parametrize("family", ["mask_fpn", "faster_c4", "retinanet", "keypoint_fpn", "mm_cascade_mask_fpn"])
+def test_a_batch_of_no_images_has_no_detections(family):
+    images = scene_of(family)[0]
+    none = ImageList(images.tensors[:0], [], None if images.keys is None else images.keys[:0], images.sizes[:0])
+    with torch.no_grad():
+        assert len(narrow_model(family).eval()(none)) == 0
+
+
+@pytest.mark.parametrize("family", ["mask_fpn", "retinanet", "keypoint_fpn", "d2_cascade_mask_fpn"])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float32, torch.uint8])
+def test_targets_as_data_sets_of_others_make_them(family, dtype):
+    """Labels of any type, and images without objects that have no fields, or empty ones of another type."""
+    images, targets = scene_of(family)
+    model = narrow_model(family)
+    lists = [targets[i] for i in range(2)]
+    lists[1] = BoxList(torch.zeros(0, 4), lists[1].size, pixel=lists[1].pixel)
+    expected = model(images, BoxListBatch.pad([lists[0], lists[1]]))
+    lists[0].add_field("labels", lists[0].get_field("labels").to(dtype))
+    lists[1].add_field("labels", torch.tensor([]))
+    found = model(images, BoxListBatch.pad(lists))
+    assert {name: value.item() for name, value in found.items()} == {name: value.item() for name, value in expected.items()}
+    assert all(torch.isfinite(value) for value in found.values())
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_deformable_convolutions_in_bfloat16(train):
+    images, targets = scene()
+    model = narrow_model("faster_dcn").train(train)
+    with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(train):
+        out = model(images, targets) if train else model(images)
+    assert all(torch.isfinite(value) for value in out.values()) if train else torch.isfinite(out.boxes).all()
+
+
+def test_no_threshold_suppresses_nothing_where_the_original_does_so():
+    images = scene()[0]
+    scores = {}
+    for threshold in (0.0, 0.01, 1.0):
+        model = narrow_model("faster_fpn", "MODEL.ROI_HEADS.NMS", threshold, "MODEL.ROI_HEADS.SCORE_THRESH", 0.0).eval()
+        with torch.no_grad():
+            scores[threshold] = model(images).fields["scores"]
+    assert (scores[0.0] >= scores[1.0]).all() and scores[0.0].sum() > scores[0.01].sum()
+
+
+def test_undefined_boxes_have_a_level():
+    pooler = Pooler(2, (0.25, 0.125), 2, 0.0, 1.0, 0.0)
+    boxes = torch.tensor([[[float("nan"), 0, 4, 4], [0, 0, float("inf"), 9], [0, 0, 4, 4]]])
+    batch = BoxListBatch(boxes, torch.tensor([[True, True, False]]), torch.tensor([[9.0, 9.0]]))
+    assert pooler.levels(RoIs.flatten(batch, True)).tolist() == [0, 1, -1]
+
+
+def test_a_model_of_the_background_alone_is_refused():
+    with pytest.raises(ValueError, match="NUM_CLASSES: expected 2 or more, one of them the background, got 1"):
+        narrow_model("faster_fpn", "MODEL.ROI_BOX_HEAD.NUM_CLASSES", 1)

@@ -959,3 +959,18 @@ def test_cuda_graph_replays(name, cuda):
     graph.replay()
     torch.cuda.synchronize()
     assert_same(out, run(*other))
+
+
+def test_gradients_of_no_images():
+    for way in (OPS.roi_align_backward, roi_page._roi_align_backward_torch):
+        grad, boxes, inds = torch.zeros(0, 4, 2, 2), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+        assert way(grad, boxes, inds, inds, [0.5], [0, 4, 8, 8], 2, 0.0, 1.0)[0].shape == (0, 4, 8, 8)
+
+
+def test_second_derivatives_of_roi_align_are_refused():
+    features = torch.rand(1, 2, 6, 6, requires_grad=True)
+    one = torch.zeros(1, dtype=torch.int64)
+    out = roi_align([features], torch.tensor([[1.0, 1, 5, 5]]), one, one, [1.0], 2, 2, 2, 0.0, 1.0)
+    (first,) = torch.autograd.grad(out.square().sum(), features, create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivatives"):
+        first.square().sum().backward()

@@ -161,3 +161,21 @@ def test_outside_the_graph_too():
     assert abs(np.mean(draws) - 0.5) < 0.03 and len(set(draws)) == 2000
     assert CounterRandom(5).uniform("a", 1) == CounterRandom(5).uniform("a", 1) != CounterRandom(5).uniform("a", 2)
     assert {CounterRandom(i).randint("size", 3) for i in range(50)} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("value", ["cat", {"a": 1, "b": 2, "c": 3}, torch.tensor(3.0), np.array(3.0), 7, None])
+def test_what_belongs_to_the_image_stays_with_it(value):
+    boxlist = BoxList([[0, 0, 4, 4], [1, 1, 6, 6], [2, 2, 9, 9]], (20, 20))
+    boxlist.add_field("about", value)
+    for item in (torch.tensor([True, False, True]), [0, 2], slice(1), 1):
+        assert boxlist[item].get_field("about") is value
+
+
+def test_lists_and_numbers_of_one_entry_a_box_are_picked_with_them():
+    boxlist = BoxList([[0, 0, 4, 4], [1, 1, 6, 6], [2, 2, 9, 9]], (20, 20))
+    boxlist.add_field("pair", ("a", "b", "c"))
+    boxlist.add_field("labels", torch.tensor([1, 2, 3]))
+    assert boxlist[torch.tensor([True, False, True])].get_field("pair") == ("a", "c")
+    for one in (2, -1, np.int64(2), torch.tensor(2)):
+        picked = boxlist[one]
+        assert picked.get_field("labels").tolist() == [3] and picked.get_field("pair") == ("c",) and len(picked) == 1

@@ -325,3 +325,17 @@ def test_flip_pairs_come_from_names():
     points = Keypoints(torch.arange(9.0).reshape(1, 3, 3), (20, 20), names=("apex", "left", "right"))
     assert points.flip_inds() == [0, 2, 1]
     assert PersonKeypoints(torch.zeros(0, 17, 3), (1, 1)).flip_inds() == [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]
+
+
+@pytest.mark.parametrize("far", [1e9, -1e30, np.inf, np.nan])
+def test_corners_far_away_are_drawn_as_far_as_the_image_goes(far):
+    mask = SegmentationMask([[[1.0, 1.0, far, 1.0, 4.0, 8.0]]], SIZE).convert("mask")
+    assert dense(mask).shape == (1, *SIZE[::-1])
+
+
+def test_old_masks_of_bytes_pick_what_they_pick_of_boxes():
+    boxlist = BoxList(torch.tensor([[0.0, 0, 4, 4], [1, 1, 6, 6], [2, 2, 9, 9]]), SIZE)
+    boxlist.add_field("masks", SegmentationMask([[[0.0, 0, n, 0, n, n]] for n in (4.0, 6.0, 9.0)], SIZE))
+    with pytest.warns(UserWarning, match="uint8"):
+        picked = boxlist[torch.tensor([0, 1, 1], dtype=torch.uint8)]
+    assert [mask.instances[0].rings[0].max() for mask in picked.get_field("masks")] == [6, 9] and len(picked) == 2

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 
 import pytest
 import torch
 from models import narrow_config, narrow_model, scene
 
+from maskrcnn_bench.layers.blocks import fold_norms
 from maskrcnn_bench.modeling.backbone.timm import TimmBody
 from maskrcnn_bench.modeling.detector import build_detection_model
 
@@ -52,3 +54,14 @@ def test_what_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match="pip install timm"):
         build_detection_model(narrow_config("mask_fpn", *SMALL))
+
+
+@pytest.mark.parametrize("name", ["regnetx_002", "cspdarknet53"])
+def test_folding_keeps_the_activations_inside_norms(name):
+    torch.manual_seed(0)
+    body = TimmBody(name).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = body(x)
+        for mine, theirs in zip(fold_norms(copy.deepcopy(body))(x), expected, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)

@@ -397,6 +397,12 @@ def test_the_best_loss_is_the_smallest(tmp_path):
     assert seen == [10, 20, 30, 40] and torch.load(tmp_path / "model_best.pth", weights_only=True)["best"]["value"] == 2.0
 
 
+def test_an_undefined_metric_is_worse_than_any(tmp_path):
+    run = Run(tmp_path)
+    run.train(30, period=10, evaluate=scripted(run, [float("nan"), 0.1, float("nan")])[0], eval_period=10)
+    assert run.arguments["best"]["value"] == 0.1
+
+
 def test_patience_survives_a_resume(tmp_path):
     run = Run(tmp_path)
     evaluate, _ = scripted(run, [0.5, 0.4])

@@ -228,6 +228,9 @@ template <typename acc_t>
 void scatter_all(const RoiBoxes& rois, const at::Tensor& grad, std::vector<at::Tensor>& out) {
   const int64_t num_images = out[0].size(0);
   const auto acc = out[0].scalar_type();
+  if (num_images == 0) {
+    return;
+  }
   const auto shares = make_shares(num_images, grad.size(1));
   if (grad.scalar_type() == acc && grad.is_contiguous(at::MemoryFormat::ChannelsLast)) {
     return scatter_part<acc_t>(rois, {rois.visiting_order(), grad, false}, shares, out);

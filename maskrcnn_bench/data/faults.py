@@ -15,6 +15,7 @@ import numpy as np
 
 from maskrcnn_bench.data.store import NO_MASK, POLYGONS, RLE_RUNS, RLE_TEXT, AnnotationStore
 from maskrcnn_bench.structures.mask_outline import run_counts
+from maskrcnn_bench.structures.segmentation_mask import FARTHEST
 
 POLICIES = ("fix", "error", "ignore")
 # Rounded annotations of real data sets reach this far out of their images, pixels.
@@ -129,14 +130,18 @@ def _category_faults(store: AnnotationStore, dropped: np.ndarray) -> Iterator[tu
 def _mask_faults(store: AnnotationStore, image_of: np.ndarray) -> Iterator[tuple[str, int, str]]:
     lengths = np.diff(store.ring_offsets)
     bad = (lengths < 6) | (lengths % 2 == 1)
-    broken = np.flatnonzero(~np.isfinite(store.coordinates))
+    broken = np.flatnonzero(~(np.abs(store.coordinates) < FARTHEST))
     bad[np.searchsorted(store.ring_offsets, broken, side="right") - 1] = True
     owner = np.repeat(np.arange(len(store.ids)), np.diff(store.object_offsets))
     good_rings = np.bincount(owner[~bad], minlength=len(store.ids))
     for row in np.unique(owner[bad]).tolist():
         if store.mask_kinds[row] == POLYGONS and good_rings[row] == 0:
             counts = lengths[store.object_offsets[row] : store.object_offsets[row + 1]].tolist()
-            yield "drop", row, f"no usable polygon: 3 points or more, as x, y in turn, are needed; its polygons have {counts} numbers"
+            yield (
+                "drop",
+                row,
+                f"no usable polygon: 3 points or more, as x, y in turn, near the image, are needed; its polygons have {counts} numbers",
+            )
     for row in np.flatnonzero(np.isin(store.mask_kinds, (RLE_TEXT, RLE_RUNS))).tolist():
         reason = _rle_fault(store, row, int(image_of[row]))
         if reason:

@@ -146,6 +146,8 @@ def _test(evaluate: Callable, best_metric: str, checkpointer: Any, arguments: di
 
 def _better(name: str, value: float, best: float) -> bool:
     """Whether a metric got better; those of further data sets have their names in front."""
+    if math.isnan(best):
+        return not math.isnan(value)
     return value < best if "val/" in name else value > best
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .linear import Linear
+from .masked_norm import MaskedBatchNorm2d
 
 NormFactory = Callable[[int], nn.Module]
 
@@ -141,6 +142,9 @@ def init_normal(layer: nn.Module, std: float) -> nn.Module:
     return layer
 
 
+FOLDABLE_NORMS = (FrozenBatchNorm2d, FixedStatisticsBatchNorm2d, MaskedBatchNorm2d, nn.BatchNorm2d)
+
+
 def fold_norms(module: nn.Module) -> nn.Module:
     """Merges every norm with constant statistics into the convolution before it, in place; for inference only.
 
@@ -153,7 +157,8 @@ def fold_norms(module: nn.Module) -> nn.Module:
             names = list(children)
             pairs = list(zip(names, names[1:], strict=False))
         for first, second in pairs:
-            if isinstance(children.get(first), nn.Conv2d) and isinstance(children.get(second), (FrozenBatchNorm2d, nn.BatchNorm2d)):
+            # Exact types: a norm of another library may have an activation inside, a convolution its own padding.
+            if type(children.get(first)) is nn.Conv2d and type(children.get(second)) in FOLDABLE_NORMS:
                 setattr(parent, first, _folded(children[first], children[second]))
                 setattr(parent, second, nn.Identity())
     return module

@@ -60,4 +60,8 @@ class DFConv2d(nn.Module):
         offset, mask = predicted[:, : self.offset_channels], None
         if self.modulated:
             mask = predicted[:, self.offset_channels :].sigmoid()
-        return deform_conv2d(x, offset, self.conv.weight, None, self.stride, self.padding, self.dilation, mask)
+        # The operator has no half precision on the CPU; on the GPU autocast does the same.
+        wide = torch.promote_types(x.dtype, torch.float32)
+        x_, offset, weight = x.to(wide), offset.to(wide), self.conv.weight.to(wide)
+        mask = None if mask is None else mask.to(wide)
+        return deform_conv2d(x_, offset, weight, None, self.stride, self.padding, self.dilation, mask).to(x.dtype)

@@ -321,4 +321,11 @@ _ops.register(
     torchvision=_roi_align_backward_torchvision,
     torch=_roi_align_backward_torch,
 )
+
+
+def _no_second_derivative(ctx, *grads: Tensor):
+    raise NotImplementedError("roi_align: second derivatives are not implemented")
+
+
+torch.library.register_autograd("maskrcnn_bench::roi_align_backward", _no_second_derivative, lib=_ops.LIBRARY)
 torch.library.register_autograd("maskrcnn_bench::roi_align", _backward, setup_context=_setup_context, lib=_ops.LIBRARY)

@@ -5,6 +5,7 @@ Each part is registered under the name that configurations use, and has the cont
 
 from __future__ import annotations
 
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Callable
@@ -329,9 +330,11 @@ def make_proposal_selector(cfg: Any, box_coder: BoxCoder, train: bool) -> Propos
 
 
 def _nms_thresh(threshold: float, d: Dialect) -> float:
-    """The threshold for an op that suppresses above it: one float32 step lower where equality suppresses too."""
+    """The threshold for an op that suppresses above it: one float32 step lower where equality suppresses too, and 0 nothing."""
     import numpy as np
 
+    if d.nms_inclusive and threshold <= 0:
+        return math.inf
     return float(np.nextafter(np.float32(threshold), np.float32(-1))) if d.nms_inclusive else threshold
 
 
@@ -455,6 +458,8 @@ def build_xconv_extractor(cfg: Any, in_channels: int) -> XConvFeatureExtractor:
 @registry.ROI_BOX_PREDICTOR.register("FPNPredictor")
 def build_box_predictor(cfg: Any, in_channels: int) -> BoxPredictor:
     num_classes = cfg.MODEL.ROI_BOX_HEAD.NUM_CLASSES
+    if num_classes < 2:
+        raise ValueError(f"MODEL.ROI_BOX_HEAD.NUM_CLASSES: expected 2 or more, one of them the background, got {num_classes}")
     return BoxPredictor(in_channels, num_classes, 2 if cfg.MODEL.CLS_AGNOSTIC_BBOX_REG else num_classes)
 
 

@@ -93,7 +93,7 @@ class Pooler(nn.Module):
         if len(self.scales) == 1:
             return torch.where(rois.valid, 0, -1)
         side = (rois.boxes[:, 2:] - rois.boxes[:, :2] + rois.pixel).prod(dim=1).sqrt()
-        level = torch.floor(4 + torch.log2(side / 224 + self.level_epsilon)).clamp(self.finest, self.coarsest)
+        level = torch.floor(4 + torch.log2(side / 224 + self.level_epsilon)).clamp(self.finest, self.coarsest).nan_to_num(self.finest)
         return torch.where(rois.valid, level.to(torch.int64) - int(self.finest), -1)
 
     def forward(self, features: list[Tensor], rois: RoIs) -> Tensor:

@@ -180,11 +180,22 @@ def _index_field(value: Any, item: Any, length: int) -> Any:
     """Picks the same entries of a field as of the boxes; a list of one entry a box is picked too. Boxes within boxes are the image's."""
     if isinstance(value, BoxList):
         return value
-    if isinstance(item, int) and isinstance(value, Tensor):
-        return value[item : item + 1] if item != -1 else value[-1:]
-    if isinstance(value, list) and len(value) == length:
-        return [value[i] for i in torch.arange(length)[item].reshape(-1).tolist()]
-    return value[item] if hasattr(value, "__getitem__") and hasattr(value, "__len__") and len(value) == length else value
+    if isinstance(value, (str, bytes, dict)) or not hasattr(value, "__getitem__") or not _has_length(value, length):
+        return value
+    if isinstance(value, Tensor):
+        picked = value[item]
+        return picked[None] if picked.dim() < value.dim() else picked
+    if isinstance(value, (list, tuple)):
+        inds = torch.arange(length)[item.cpu() if isinstance(item, Tensor) else item].reshape(-1)
+        return type(value)(value[i] for i in inds.tolist())
+    return value[item]
+
+
+def _has_length(value: Any, length: int) -> bool:
+    try:
+        return len(value) == length
+    except TypeError:  # a number in an array
+        return False
 
 
 def next_power_of_two(n: int) -> int:
@@ -264,7 +275,7 @@ class BoxListBatch:
 
     def _pad_fields(self, boxlists: Sequence[BoxList], slots: int) -> None:
         for name in dict.fromkeys(name for b in boxlists for name in b.fields()):
-            values = [b.extra_fields.get(name) for b in boxlists]
+            values = _of_one_form([b.extra_fields.get(name) for b in boxlists], boxlists)
             tensors = [v.keypoints if isinstance(v, Keypoints) else v for v in values]
             if _stackable(tensors, boxlists):
                 self.fields[name] = torch.stack([_pad_first(t, slots) for t in tensors])
@@ -318,6 +329,20 @@ class BoxListBatch:
             if values[n] is not None:
                 out.add_field(name, values[n])
         return out
+
+
+def _of_one_form(values: list, boxlists: Sequence[BoxList]) -> list:
+    """A field's values; where it has an entry a box, those of images without boxes are empty ones of the same kind."""
+    kinds = (Tensor, SegmentationMask, Keypoints)
+    given = [(v, b) for v, b in zip(values, boxlists, strict=True) if len(b)]
+    if not given or not all(isinstance(v, kinds) and _has_length(v, len(b)) for v, b in given):
+        return values
+    form = given[0][0]
+    return [v if len(b) else _none_like(form, b.size) for v, b in zip(values, boxlists, strict=True)]
+
+
+def _none_like(value: Tensor | SegmentationMask | Keypoints, size: tuple[int, int]) -> Tensor | SegmentationMask | Keypoints:
+    return SegmentationMask([], size, value.mode) if isinstance(value, SegmentationMask) else value[:0]
 
 
 def _stackable(tensors: list, boxlists: Sequence[BoxList]) -> bool:

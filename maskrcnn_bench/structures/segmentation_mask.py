@@ -20,6 +20,8 @@ from torch import Tensor
 
 from .mask_outline import decode_crop, outline, signed_area
 
+FARTHEST = float(1 << 20)
+"""Corners of polygons beyond it, pixels, are drawn there."""
 MODES = ("poly", "mask", "auto")
 
 
@@ -52,7 +54,8 @@ class Polygons:
         """The pixels as pycocotools draws them, inside the image."""
         from pycocotools import mask as coco_mask
 
-        rings = [ring for ring in self.rings if len(ring) >= 3]
+        # pycocotools walks along every fifth of a pixel of an outline, with 32-bit counts, and crashes on far or undefined corners.
+        rings = [np.nan_to_num(ring, nan=0.0).clip(-FARTHEST, FARTHEST) for ring in self.rings if len(ring) >= 3]
         if not rings:
             return EMPTY_BITMAP
         points = np.concatenate(rings)
@@ -240,7 +243,7 @@ class SegmentationMask:
         if isinstance(item, slice):
             return self._like(self.instances[item])
         inds = np.atleast_1d(np.asarray(item.cpu() if isinstance(item, Tensor) else item))
-        if inds.dtype == bool:
+        if inds.dtype == bool or (isinstance(item, Tensor) and inds.dtype == np.uint8):  # as torch does
             if len(inds) != len(self):
                 raise IndexError(f"boolean index: expected {len(self)} entries, got {len(inds)}")
             inds = np.flatnonzero(inds)

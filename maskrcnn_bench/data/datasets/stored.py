@@ -19,7 +19,7 @@ from maskrcnn_bench.data.image_cache import ImageCache
 from maskrcnn_bench.data.store import NO_MASK, AnnotationStore
 from maskrcnn_bench.structures.bounding_box import BoxList
 from maskrcnn_bench.structures.keypoint import Keypoints, PersonKeypoints, flip_map_from_names, keypoint_kind
-from maskrcnn_bench.structures.segmentation_mask import SegmentationMask
+from maskrcnn_bench.structures.segmentation_mask import FARTHEST, SegmentationMask
 
 BACKGROUND = "__background__"
 # maskrcnn-benchmark trains keypoints of persons on images with at least this many annotated points.
@@ -259,7 +259,7 @@ class StoredDataset(Dataset):
         mask = self.annotations.segmentation(row)
         if isinstance(mask, dict):
             return mask
-        return [ring for ring in mask if len(ring) >= 6 and len(ring) % 2 == 0 and np.isfinite(ring).all()]
+        return [ring for ring in mask if len(ring) >= 6 and len(ring) % 2 == 0 and (np.abs(ring) < FARTHEST).all()]
 
     def _points(self, rows: np.ndarray, size: tuple[int, int]) -> Keypoints:
         points = torch.from_numpy(self.annotations.keypoints[rows].astype(np.float32))

@@ -56,8 +56,9 @@ class RPNHead(nn.Module):
 
 def flatten_level(x: Tensor, entries: int) -> Tensor:
     """[N, A * entries, H, W] to [N, H * W * A, entries], in the order of the anchors, float32."""
-    n, _, height, width = x.shape
-    return x.float().view(n, -1, entries, height, width).permute(0, 3, 4, 1, 2).reshape(n, -1, entries)
+    n, channels, height, width = x.shape
+    anchors = channels // entries
+    return x.float().view(n, anchors, entries, height, width).permute(0, 3, 4, 1, 2).reshape(n, height * width * anchors, entries)
 
 
 class ProposalSelector:
@@ -198,14 +199,26 @@ def count_one_of_each(samples: Samples, _: int) -> Tensor:
     return (positive + (samples.valid & ~samples.positive).sum(dim=1).clamp(min=1)).sum()
 
 
+def count_drawn(samples: Samples, _: int) -> Tensor:
+    return count(samples.valid)
+
+
+def count_configured(samples: Samples, batch_size_per_image: int) -> int:
+    return batch_size_per_image * len(samples.valid)
+
+
+def count_of_last_image(samples: Samples, _: int) -> Tensor:
+    return len(samples.valid) * count(samples.valid[-1])
+
+
 RPN_NORMALIZERS: dict[str, Callable[[Samples, int], Tensor | int]] = {
-    "sampled": lambda samples, _: count(samples.valid),
-    "configured": lambda samples, batch_size_per_image: batch_size_per_image * len(samples.valid),
+    "sampled": count_drawn,
+    "configured": count_configured,
     "one_of_each": count_one_of_each,
-    "last_image": lambda samples, _: count(samples.valid),
+    "last_image": count_drawn,
 }
 """What the losses of the RPN are divided by: (samples, configured anchors an image) -> number."""
-RPN_BOX_NORMALIZERS = RPN_NORMALIZERS | {"last_image": lambda samples, _: len(samples.valid) * count(samples.valid[-1])}
+RPN_BOX_NORMALIZERS = RPN_NORMALIZERS | {"last_image": count_of_last_image}
 """The same for the loss of the boxes."""
 
 
