@@ -44,6 +44,17 @@ def test_shapes_become_objects(tmp_path):
     assert dataset.get_groundtruth(1).bbox.tolist() == [[1, 1, 25, 9], [40, 1, 44, 9]], "a group is one object"
 
 
+def test_pictures_of_predict_are_no_images(tmp_path):
+    for stem in ("a", "b_2", "own_det"):
+        write(tmp_path / "train", stem, shape("cup", [[2, 3], [20, 3], [2, 30]]))
+    write(tmp_path / "train", "a_det", shape("cup", [[2, 3], [20, 3], [2, 30]]))
+    for stem in ("a_2_det", "b_2_det", "own_det_det", "c_det"):
+        Image.new("RGB", (50, 40)).save(tmp_path / "train" / f"{stem}.png")
+    dataset = make_dataset(str(tmp_path), keep_empty=True)
+    names = [dataset.get_img_info(i)["file_name"] for i in range(len(dataset))]
+    assert names == ["a.png", "a_det.png", "b_2.png", "c_det.png", "own_det.png"], "annotated ones and those of no image stay"
+
+
 def test_folders_of_splits(tmp_path):
     write(tmp_path / "train", "a", shape("cup", [[2, 3], [20, 3], [2, 30]]))
     write(tmp_path / "val", "b", shape("dish", [[2, 3], [20, 3], [2, 30]]))

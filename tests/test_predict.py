@@ -1,5 +1,6 @@
 """The verb `predict`: which images it finds, images of every kind, what it writes, and what it says to faults."""
 
+import os
 import struct
 import subprocess
 import sys
@@ -11,13 +12,14 @@ import torch
 from demo_models import NAMES, photo, results, run, save_model
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from pycocotools import mask as coco_mask
 
 from maskrcnn_bench.cli import main
 from maskrcnn_bench.data.build import make_dataset
+from maskrcnn_bench.data.datasets.photo import read_photo
 from maskrcnn_bench.demo import predict
-from maskrcnn_bench.demo.files import overlay_paths, save_picture
+from maskrcnn_bench.demo.files import MARK, overlay_paths, save_picture
 from maskrcnn_bench.demo.images import Found, find_images, read_image
 from maskrcnn_bench.demo.predictor import COCODemo
 from maskrcnn_bench.utils.files import write_atomically
@@ -57,7 +59,19 @@ def test_folders_patterns_and_files_in_order(place):
     assert [found.name for found in find_images(["a"])] == ["9.JPG", "10.jpg", "sub/1.png"]
     assert [found.name for found in find_images(["b", "a/*.jpg", "photo", "a/9_det.jpg"])] == ["x.webp", "10.jpg", "photo", "9_det.jpg"]
     assert [found.path for found in find_images(["a/10.jpg", "a", place / "a" / "10.jpg"])] == ["a/10.jpg", "a/9.JPG", "a/sub/1.png"]
-    assert [found.name for found in find_images(["a/**/*.png"])] == ["1.png"]
+    assert [found.name for found in find_images(["a/**/*.png"])] == ["sub/1.png"]
+    assert [found.name for found in find_images(["[ab]/*.*[gp]"])] == ["a/10.jpg", "b/x.webp"]
+    assert [found.name for found in find_images([f"{place}/?"])] == ["a/9.JPG", "a/10.jpg", "a/sub/1.png", "b/x.webp"]
+    assert [found.name for found in find_images(["a/*/../../b/*"])] == ["x.webp"], "pictures stay in the output folder"
+
+
+def test_linked_folders_are_folders_too(place):
+    for name in ("far/sub/1.png", "in/2.png"):
+        (place / name).parent.mkdir(parents=True)
+        (place / name).touch()
+    for link, target in {"in/a": "far/sub", "in/b": "far", "in/loop": "in", "in/lost": "gone"}.items():
+        (place / link).symlink_to(place / target)
+    assert [found.name for found in find_images(["in"])] == ["2.png", "a/1.png"]
 
 
 def test_names_with_the_characters_of_patterns_are_files_too(place):
@@ -112,6 +126,26 @@ def test_exif_turns_the_image(place):
     read = read_image(place / "turned.jpg")
     assert read.size == (64, 80)
     assert np.abs(np.asarray(read).astype(int) - np.asarray(photo(80, 64).rotate(-90, expand=True))).mean() < 4
+
+
+def test_exif_data_of_a_wrong_type_do_not_hide_a_photo(place):
+    """The width as a text, and the orientation, which is 6."""
+    tags = struct.pack("<HHI4sHHI4s", 0x0100, 2, 4, b"40\0\0", 0x0112, 3, 1, b"\6\0\0\0")
+    photo(80, 64).save("a.jpg", exif=b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + tags + bytes(4))
+    for read in (read_image("a.jpg"), read_photo("a.jpg", "image", on_exif="rotate")):
+        assert read.size == (64, 80) and read.getexif().get(0x0112, 1) == 1, "nobody turns it again"
+
+
+@pytest.mark.parametrize("error", [struct.error("bad tag"), RuntimeError("damaged"), NotImplementedError("DXT9")])
+def test_any_error_of_a_decoder_is_one_of_the_file(place, monkeypatch, error):
+    def fail(self):
+        raise error
+
+    photo().save("a.png")
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fail)
+    for read in (read_image, lambda path: read_photo(path, "image")):
+        with pytest.raises(OSError, match="a.png .*cannot be read"):
+            read("a.png")
 
 
 FAULTS = {
@@ -226,6 +260,45 @@ def test_pictures_beside_the_images(place, weights):
     for _ in range(2):
         assert run("in", "--beside", "--weights", weights) == 0
         assert files(place) == ["in/a.png", "in/a_det.jpg", "output/predict/predictions.json"], "its own pictures are not images"
+
+
+def test_pictures_of_others_are_not_written_over(place, weights):
+    photo().save("a.png")
+    photo().save("a_det.jpg")
+    (place / "a_2_det.jpg").touch()
+    before = (place / "a_det.jpg").read_bytes()
+    for _ in range(2):
+        assert run("a.png", "--beside", "--weights", weights) == 0
+        assert [name for name in files(place) if "_det" in name] == ["a_2_det.jpg", "a_3_det.jpg", "a_det.jpg"]
+    assert (place / "a_det.jpg").read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no names of any bytes")
+def test_names_that_are_not_utf8(place, weights):
+    name = os.fsdecode(b"caf\xe9.png")
+    photo().save("a.png")
+    os.rename("a.png", name)
+    words = ["--csv", "--annotations", "out/instances_train.json", "--labelme", ".", "--output", "out"]
+    assert run(".", "--weights", weights, "--score", 0, *words) == 0
+    assert {row["file_name"] for row in results("out")} == {name}, "JSON keeps the bytes"
+    assert "caf\\udce9.png" in (place / "out" / "predictions.csv").read_text(encoding="utf-8")
+    for source in (".", "out/instances_train.json"):
+        assert make_dataset(source, keep_empty=True)[0][0].size == (80, 64)
+
+
+@pytest.mark.parametrize(
+    "words", [["--labelme", "out"], ["--annotations", "out/predictions.json"], ["--annotations", "out/Predictions.csv"]]
+)
+def test_two_outputs_in_one_file_are_refused(place, weights, capsys, words):
+    photo().save("predictions.jpg")
+    assert run("predictions.jpg", "--weights", weights, "--csv", "--output", "out", *words) == 1
+    assert "would be written twice, with different content; name another" in capsys.readouterr().err
+    assert files(place) == ["predictions.jpg"]
+
+
+@pytest.mark.parametrize("size,factor", [((80, 64), 4), ((500, 200), 1), ((4098, 16), 3), ((9000, 10), 1), ((70000, 3), 1)])
+def test_enlarged_pictures_fit_into_a_video(size, factor):
+    assert predict.enlargement(size) == factor
 
 
 def test_batch_size_and_company_do_not_change_results(place, weights):
@@ -402,3 +475,4 @@ def test_kind_of_a_picture_follows_its_name_and_size(tmp_path):
     save_picture(photo(), tmp_path / "b.PNG")
     save_picture(Image.new("RGB", (66000, 2)), str(tmp_path / "c.jpg"))
     assert {path.name: Image.open(path).format for path in tmp_path.iterdir()} == {"a.jpg": "JPEG", "b.png": "PNG", "c.png": "PNG"}
+    assert all(MARK.encode() in path.read_bytes() for path in tmp_path.iterdir())

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from demo_models import photo, save_model
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from maskrcnn_bench.demo import tiling
 from maskrcnn_bench.demo.predict import predict_main
 from maskrcnn_bench.demo.predictor import COCODemo
 from maskrcnn_bench.demo.tiling import detect_tiled, tile_windows
@@ -21,7 +22,8 @@ SIDE = 28
 RULES = ("pixel_centres", "expand_truncate")
 
 
-@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(64, 1500), st.floats(0, 0.8))
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(64, 1500), st.floats(0, 0.3))
+@example(5000, 900, 200, 0.8)
 def test_tiles_cover_the_picture_and_overlap(width, height, tile, overlap):
     whole, *tiles = tile_windows((width, height), tile, overlap)
     assert whole == (0, 0, width, height) and bool(tiles) == (max(width, height) > tile)
@@ -30,6 +32,22 @@ def test_tiles_cover_the_picture_and_overlap(width, height, tile, overlap):
         assert all(high - low == min(tile, length) for low, high in spans)
         assert not spans or (spans[0][0], spans[-1][1]) == (0, length)
         assert all(a[1] - b[0] >= overlap * tile - 1 for a, b in zip(spans, spans[1:]))
+
+
+def test_more_tiles_than_anybody_waits_for_are_an_error(tmp_path, monkeypatch, capsys):
+    with pytest.raises(
+        ValueError, match="tiles of 1 pixels that overlap by 0.9 would be 100000000, more than 5000, for a picture of 10000 x"
+    ):
+        tile_windows((10_000, 10_000), 1, 0.9)
+    weights = save_model(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    photo(100, 80).save("large.png")
+    photo(40, 20).save("small.png")
+    tiles = ["--tile", "40", "--overlap", "0.98", "--score", "0"]
+    monkeypatch.setattr(tiling, "MOST_TILES", 20)
+    assert predict_main(["large.png", "small.png", "--weights", str(weights), *tiles]) == 1
+    assert "skipped: large.png: tiles of 40 pixels" in capsys.readouterr().err
+    assert {row["file_name"] for row in json.loads((tmp_path / "output/predict/predictions.json").read_text())} == {"small.png"}
 
 
 class Ovals:

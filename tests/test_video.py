@@ -11,7 +11,9 @@ import pytest
 from demo_models import photo, results, run, save_model
 from PIL import Image
 
+from maskrcnn_bench.demo.files import MARK
 from maskrcnn_bench.demo.predictor import COCODemo
+from maskrcnn_bench.demo.tiling import TooManyTiles
 from maskrcnn_bench.demo.video import VideoReader, VideoWriter, is_video
 
 av = pytest.importorskip("av", reason='no PyAV; pip install -e ".[demo]"')
@@ -156,11 +158,22 @@ def test_what_is_no_video_is_one_clear_error(place, name):
         list(VideoReader(place / name))
 
 
+@pytest.mark.parametrize("name", ["a.avi", "a.mp4"])
+def test_titles_that_are_not_utf8_are_no_fault(place, name):
+    clip = make_clip(place / name, frames=3)
+    content = clip.read_bytes()
+    assert b"Lavf" in content
+    clip.write_bytes(content.replace(b"Lavf", b"Vid\xe9"))
+    with VideoReader(clip) as reader:
+        assert len(list(reader)) == 3
+
+
 # writing
 
 
-@pytest.mark.parametrize("size", [(96, 80), (97, 81), (50, 33)])
-def test_writer_keeps_times_and_pictures(place, size):
+@pytest.mark.parametrize("size,without", [((96, 80), ()), ((97, 81), ()), ((50, 33), ()), ((96, 80), {"libx264"})])
+def test_writer_keeps_times_and_pictures(place, monkeypatch, size, without):
+    monkeypatch.setattr(av, "codecs_available", av.codecs_available - set(without))
     times = [0.0, 0.1, 0.15, 0.9, 1.0]
     with VideoWriter(place / "deep" / "o.mp4", Fraction(10)) as writer:
         for index, seconds in enumerate(times):
@@ -172,6 +185,15 @@ def test_writer_keeps_times_and_pictures(place, size):
     assert [frame.seconds for frame in frames] == pytest.approx(times, abs=1e-3)
     assert brightness(frames) == pytest.approx([40 + 40 * index for index in range(5)], abs=6)
     assert frames[0].picture.size == (size[0] // 2 * 2, size[1] // 2 * 2)
+
+
+def test_pictures_of_another_size_are_fitted(place):
+    with VideoWriter(place / "o.mp4", Fraction(10)) as writer:
+        for index, size in enumerate([(96, 80), (192, 160), (48, 40)]):
+            writer.add(photo(96, 80).resize(size), index / 10)
+    with VideoReader(place / "o.mp4") as reader:
+        first, *others = [np.asarray(frame.picture).astype(int) for frame in reader]
+    assert len(others) == 2 and all(np.abs(first - other).mean() < 20 for other in others)
 
 
 def test_failed_writing_leaves_nothing(place):
@@ -202,6 +224,7 @@ def test_predict_writes_video_json_and_csv(place, weights, capsys):
     for frame, boxlist in enumerate(demo.detect(pictures)):
         mine = [row for row in of_clip if row["frame"] == frame]
         assert [row["score"] for row in mine] == pytest.approx(boxlist.get_field("scores").tolist(), abs=1e-4)
+    assert MARK.encode() in (place / "out" / "clip_det.mp4").read_bytes()
     with VideoReader("out/clip_det.mp4") as reader:
         drawn = list(reader)
     assert len(drawn) == 7 and drawn[0].picture.size == (384, 320), "small pictures are enlarged to be readable"
@@ -230,6 +253,19 @@ def test_predict_on_a_folder_tells_faults_and_does_the_rest(place, weights, caps
     assert "of 3 videos, 2 of them not whole" in captured.out and results() == []
     with VideoReader("output/predict/short_det.mp4") as reader:
         assert 10 < len(list(reader)) < 55
+
+
+@pytest.mark.parametrize("error", [av.error.ExternalError(542398533, "Generic error in an external library"), TooManyTiles("6000")])
+def test_video_that_cannot_be_written_is_left_out(place, weights, capsys, monkeypatch, error):
+    def refuse(self, picture, seconds):
+        raise error
+
+    make_clip(place / "clip.mp4", frames=2)
+    photo().save("a.png")
+    monkeypatch.setattr(VideoWriter, "add", refuse)
+    assert run("a.png", "clip.mp4", "--weights", weights, "--score", 0) == 1
+    assert "skipped: clip.mp4: no video can be made of its pictures" in capsys.readouterr().err
+    assert "a.png" in {row["file_name"] for row in results()}
 
 
 def test_without_pyav_images_work_and_videos_say_what_to_install(place, weights, capsys, monkeypatch):

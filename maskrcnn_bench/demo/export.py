@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..utils.files import write_atomically
+from .files import encoded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,7 +84,7 @@ def write_annotations(
 ) -> None:
     """Writes a COCO file, with the arguments of `coco_annotations`."""
     text = coco_annotations(images, rows, class_names, os.path.dirname(path), points)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(encoded(text)))
 
 
 def write_labelme(
@@ -96,7 +97,7 @@ def write_labelme(
     for image in images:
         path = paths[image["id"]]
         text = labelme_annotations(image, of_image.get(image["id"], []), os.path.dirname(path), points)
-        write_atomically(path, lambda file, text=text: file.write(text.encode()))
+        write_atomically(path, lambda file, text=text: file.write(encoded(text)))
 
 
 # ------------------------------------------------------------------------------------------------------- COCO

@@ -7,16 +7,18 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from ..data.datasets.photo import to_rgb
+from ..data.datasets.orientation import turned
+from ..data.datasets.photo import UNREADABLE, to_rgb
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".ppm", ".pgm", ".jp2")
+_MAGIC = re.compile(r"[*?[]")
 OVERLAY = "_det"
 """Ends the names of the pictures that `predict` makes; they are not taken for images when a folder is read."""
 
@@ -26,7 +28,8 @@ class Found(NamedTuple):
 
     Attributes:
         path: as it can be opened.
-        name: relative to the folder that was asked for, with `/`; of a file that was named itself, its name.
+        name: relative to the folder that was asked for, or to the part of a pattern that names a folder, with `/`; of a file that was
+            named itself, its name.
     """
 
     path: str
@@ -55,7 +58,7 @@ def find_images(sources: Sequence[str | os.PathLike], suffixes: Sequence[str] = 
 
 def _of_source(source: str, suffixes: tuple[str, ...]) -> list[Found]:
     if os.path.isdir(source):
-        inside = (path for path in Path(source).rglob("*") if _is_wanted(path, suffixes))
+        inside = (path for path in _files_below(source) if _is_wanted(path, suffixes))
         return [Found(str(path), path.relative_to(source).as_posix()) for path in sorted(inside, key=natural_order)]
     if os.path.lexists(source):
         # A file that was named is tried whatever its name ends with.
@@ -64,8 +67,30 @@ def _of_source(source: str, suffixes: tuple[str, ...]) -> list[Found]:
     if not matches:
         what = "matches nothing" if glob.has_magic(source) else "does not exist"
         raise FileNotFoundError(f"{source} {what}; expected an image, a folder of images, or a pattern such as 'folder/*.jpg'")
-    folders = [image for path in matches if os.path.isdir(path) for image in _of_source(path, suffixes)]
-    return [Found(path, os.path.basename(path)) for path in matches if _is_wanted(Path(path), suffixes)] + folders
+    folders = [image.path for path in matches if os.path.isdir(path) for image in _of_source(path, suffixes)]
+    wanted = [path for path in matches if _is_wanted(Path(path), suffixes)]
+    return [Found(path, _name_in_pattern(path, source)) for path in wanted + folders]
+
+
+def _files_below(folder: str) -> Iterator[Path]:
+    """The files in a folder and in all below it, links to folders after the others; none is entered twice."""
+    starts, seen = [folder], set()
+    for start in starts:
+        for place, folders, names in os.walk(start):
+            real = os.path.realpath(place)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            starts += sorted(path for path in (os.path.join(place, name) for name in folders) if os.path.islink(path))
+            yield from (Path(place, name) for name in names)
+
+
+def _name_in_pattern(path: str, pattern: str) -> str:
+    fixed = os.path.dirname(_MAGIC.split(pattern)[0])
+    name = Path(path).relative_to(fixed)
+    # No picture goes to a place above the output folder.
+    return name.name if ".." in name.parts else name.as_posix()
 
 
 def _is_wanted(path: Path, suffixes: tuple[str, ...]) -> bool:
@@ -118,14 +143,14 @@ def decode_image(
                     raise ImageTooLarge(f"{name} is too large ({image.width} x {image.height} pixels); scale it down")
                 image.load()
                 # Tags that cannot be read are an error only now.
-                return to_rgb(ImageOps.exif_transpose(image))
+                return to_rgb(turned(image, None, "rotate"))
     except (FileNotFoundError, IsADirectoryError, ImageTooLarge):
         raise
     except UnidentifiedImageError:
         raise OSError(f"{name} is not an image that Pillow can read{_empty(file)}") from None
     except Image.DecompressionBombError as error:
         raise ImageTooLarge(f"{name} is too large ({error}); scale it down, or cut it into tiles") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except UNREADABLE as error:
         raise OSError(f"{name} cannot be read ({error or type(error).__name__}); copy it again from its source") from error
 
 

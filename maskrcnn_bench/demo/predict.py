@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import get_defaults
 from ..utils.files import write_atomically
 from .export import labelme_paths, require_folder, require_new_file, write_annotations, write_labelme
-from .files import overlay_paths, save_picture
+from .files import encoded, overlay_paths, require_apart, save_picture
 from .options import count, share, share_below_one
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ _COLUMNS = ("image_id", "file_name", "frame", "seconds", "category_id", "categor
 _READABLE_SIDE = 384
 """Shorter side below which pictures are enlarged, since names in them could not be read, pixels."""
 _MOST_ENLARGED = 4
+_LARGEST_SIDE = 16_000
+"""That pictures are enlarged to, since larger ones do not fit into a video, pixels."""
 OVERLAP = 0.2
 """Of tiles."""
 
@@ -135,6 +137,8 @@ def _predict(args: argparse.Namespace) -> int:
     require_folder("--output", args.output)
     require_new_file("--annotations", args.annotations)
     labelme = labelme_paths(photos, args.labelme)
+    tables = [os.path.join(args.output, name) for name in ((RESULTS, TABLE) if args.csv else (RESULTS,))]
+    require_apart([*tables, *([args.annotations] if args.annotations else []), *labelme.values()])
     if videos:
         video.pyav()
     overlap = OVERLAP if args.overlap is None else args.overlap
@@ -178,14 +182,14 @@ def _write_numbers(rows: Sequence[dict[str, Any]], folder: str, table: bool) -> 
     """Writes the results as files; answers where they are, in words."""
     path = os.path.join(folder, RESULTS)
     content = json.dumps(rows, ensure_ascii=False)
-    write_atomically(path, lambda file: file.write(content.encode()))
+    write_atomically(path, lambda file: file.write(encoded(content)))
     if not table:
         return path
     lines = io.StringIO(newline="")
     writer = csv.DictWriter(lines, _COLUMNS, extrasaction="ignore", restval="")
     writer.writeheader()
     writer.writerows({**row, **dict(zip(("x", "y", "width", "height"), row["bbox"]))} for row in rows)
-    write_atomically(os.path.join(folder, TABLE), lambda file: file.write(lines.getvalue().encode()))
+    write_atomically(os.path.join(folder, TABLE), lambda file: file.write(encoded(lines.getvalue())))
     return f"{path} and {TABLE}"
 
 
@@ -194,7 +198,7 @@ def _one_batch(results: Results, batch: Sequence[tuple[int, Found]], progress: _
     pictures = []
     for index, found in batch:
         try:
-            pictures.append((index, found, results.demo.read(found.path)))
+            pictures.append((index, found, _read(results.demo, found.path)))
         except OSError as error:
             results.failed.append(found.path)
             progress.tell(f"skipped: {error}")
@@ -205,9 +209,24 @@ def _one_batch(results: Results, batch: Sequence[tuple[int, Found]], progress: _
     progress.advance(len(batch))
 
 
+def _read(demo: COCODemo, path: str) -> Any:
+    """An image as the model sees it; OSError where it cannot be read, or not be looked at in tiles."""
+    from .images import ImageTooLarge
+    from .tiling import TooManyTiles, tile_windows
+
+    picture = demo.read(path)
+    try:
+        if demo.tile:
+            tile_windows(picture.size, demo.tile, demo.overlap)
+    except TooManyTiles as error:
+        raise ImageTooLarge(f"{path}: {error}") from None
+    return picture
+
+
 def _one_video(results: Results, index: int, found: Found, batch_size: int, progress: _Progress) -> None:
     """Writes a video of what is found in another; one that is cut short becomes as long as what can be read."""
-    from .video import VideoReader, VideoWriter
+    from .tiling import TooManyTiles
+    from .video import VideoReader, VideoWriter, pyav
 
     try:
         with VideoReader(found.path) as reader, VideoWriter(results.overlays[index], reader.rate) as writer:
@@ -218,9 +237,10 @@ def _one_video(results: Results, index: int, found: Found, batch_size: int, prog
                 for frame, boxlist in zip(batch, boxlists, strict=True):
                     writer.add(results.add_frame(found, frame, boxlist), frame.seconds)
                 progress.advance(len(batch))
-    except OSError as error:
+    except (OSError, TooManyTiles, pyav().error.FFmpegError) as error:
         results.failed.append(found.path)
-        progress.tell(f"skipped: {error}")
+        known = found.path in str(error)
+        progress.tell(f"skipped: {error}" if known else f"skipped: {found.path}: no video can be made of its pictures ({error})")
         return
     if reader.fault:
         results.failed.append(found.path)
@@ -284,7 +304,7 @@ class Results:
 
 def enlargement(size: tuple[int, int]) -> int:
     """Factor that makes the names in a picture of (width, height) readable."""
-    return min(max(_READABLE_SIDE // min(size), 1), _MOST_ENLARGED)
+    return max(min(_READABLE_SIDE // min(size), _MOST_ENLARGED, _LARGEST_SIDE // max(size)), 1)
 
 
 def result_rows(

@@ -24,6 +24,12 @@ Window = tuple[int, int, int, int]
 SAME_OBJECT, PART_INSIDE = 0.5, 0.6
 # A box that ends so near to the border of its tile is cut off there, as a share of the tile's side.
 AT_BORDER = 0.01
+MOST_TILES = 5000
+"""Of a picture; more are a mistake that would take hours."""
+
+
+class TooManyTiles(ValueError):
+    """Tiles so small, or a picture so large, that nobody waits for the end."""
 
 
 def tile_windows(size: tuple[int, int], tile: int, overlap: float) -> list[Window]:
@@ -33,19 +39,27 @@ def tile_windows(size: tuple[int, int], tile: int, overlap: float) -> list[Windo
         size: (width, height) of the picture, pixels.
         tile: side of a tile, pixels.
         overlap: least share of a tile that its neighbour sees as well.
+    Raises:
+        TooManyTiles: when there would be more than `MOST_TILES`.
     """
     width, height = size
+    count = _count(width, tile, overlap) * _count(height, tile, overlap)
+    if count > MOST_TILES:
+        many = f"tiles of {tile} pixels that overlap by {overlap:g} would be {count}, more than {MOST_TILES}"
+        raise TooManyTiles(f"{many}, for a picture of {width} x {height} pixels; take larger tiles or a smaller overlap")
     columns, rows = _starts(width, tile, overlap), _starts(height, tile, overlap)
     tiles = [(x, y, min(x + tile, width), min(y + tile, height)) for y in rows for x in columns]
     return [(0, 0, width, height), *(tiles if len(tiles) > 1 else [])]
 
 
-def _starts(length: int, tile: int, overlap: float) -> list[int]:
-    if length <= tile:
-        return [0]
+def _count(length: int, tile: int, overlap: float) -> int:
     step = max(tile * (1 - overlap), 1.0)
-    count = int(-(-(length - tile) // step)) + 1
-    return [round(k * (length - tile) / (count - 1)) for k in range(count)]
+    return int(-(-max(length - tile, 0) // step)) + 1
+
+
+def _starts(length: int, tile: int, overlap: float) -> list[int]:
+    count = _count(length, tile, overlap)
+    return [round(k * (length - tile) / (count - 1)) for k in range(count)] if count > 1 else [0]
 
 
 def detect_tiled(

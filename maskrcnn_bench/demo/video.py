@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from .files import MARK
+
 SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".mts", ".3gp")
-_TICKS = 90_000
-"""Of the clock of videos that are written, a second."""
+_TICKS = 60_000
+"""Of the clock of videos that are written, a second; MPEG-4 has room for 65535."""
 _USUAL_RATE = Fraction(25)
 
 
@@ -60,7 +62,8 @@ class VideoReader:
         self.path = os.fspath(path)
         self._av = pyav()
         try:
-            self._container = self._av.open(self.path)
+            # Titles of old files are in whatever coding their writer had.
+            self._container = self._av.open(self.path, metadata_errors="replace")
         except self._av.error.FFmpegError as error:
             remedy = "copy it again from its source" if os.path.isfile(self.path) else "there is no such file"
             raise OSError(f"{self.path} cannot be opened as a video ({error.strerror}); {remedy}") from None
@@ -140,6 +143,7 @@ class VideoWriter:
         self._av = pyav()
         self._container: Any = None
         self._stream: Any = None
+        self._size = (0, 0)
         self._last = -1
 
     def __enter__(self) -> VideoWriter:
@@ -158,9 +162,11 @@ class VideoWriter:
             Path(self._beside).unlink(missing_ok=True)
 
     def add(self, picture: Image.Image, seconds: float) -> None:
-        """Writes the next picture; all have the size of the first."""
+        """Writes the next picture; the first one's size is that of the video."""
         if self._container is None:
             self._open(picture)
+        # The pictures of a stream may change their size.
+        picture = picture if picture.size == self._size else picture.resize(self._size)
         frame = self._av.VideoFrame.from_image(picture.crop((0, 0, self._stream.width, self._stream.height)))
         self._last = frame.pts = max(round(seconds * _TICKS), self._last + 1)
         frame.time_base = Fraction(1, _TICKS)
@@ -169,10 +175,12 @@ class VideoWriter:
     def _open(self, picture: Image.Image) -> None:
         os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
         self._container = self._av.open(self._beside, "w", format="mp4", options={"movflags": "+faststart"})
+        self._container.metadata["comment"] = MARK
         if "libx264" in self._av.codecs_available:
             self._stream = self._container.add_stream("libx264", rate=self.rate, options={"crf": "20", "preset": "veryfast"})
         else:
             self._stream = self._container.add_stream("mpeg4", rate=self.rate, options={"qscale": "3"})
+        self._size = picture.size
         # The usual format stores colours for two pixels each way.
         self._stream.width, self._stream.height = (max(side - side % 2, 2) for side in picture.size)
         self._stream.pix_fmt = "yuv420p"

@@ -19,6 +19,8 @@ from maskrcnn_bench.structures.keypoint import PersonKeypoints
 
 FILES_LOOKED_INTO = 20
 CIRCLE_CORNERS = 64
+_OVERLAY = "_det"
+_NUMBER = re.compile(r"_\d+$")
 _KEYS = re.compile(rb'"(shapes|imagePath|imageData)"\s*:')
 
 
@@ -60,6 +62,8 @@ class LabelMeDataset(StoredDataset):
     ) -> tuple[AnnotationStore, str]:
         """All annotations of a split, and the folder of the images."""
         images = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        stems = {path.stem for path in images}
+        images = [path for path in images if not _is_overlay(path, stems)]
         if not images:
             raise ValueError(f"{folder}: LabelMe's files but no image; each JSON file must lie beside its image, NAME.json beside NAME.jpg")
         files = [path for one in (class_dirs or [folder]) for path in sorted(Path(one).glob("*.json"))]
@@ -71,11 +75,18 @@ class LabelMeDataset(StoredDataset):
             category["keypoints"] = points
         for k in every_fifth(len(images), split):
             _read_image(content, images[k], names, points)
-        stems = {path.stem for path in images}
         for path in sorted(Path(folder).glob("*.json")):
             if path.stem not in stems:
                 content.add_fault("drop", str(path), "", "no image belongs to this file")
         return content.store(), os.fspath(folder)
+
+
+def _is_overlay(path: Path, stems: Collection[str]) -> bool:
+    """Whether a picture is one that `predict --beside` made of another, named in `stems`, and has no annotations of its own."""
+    name = path.stem.removesuffix(_OVERLAY)
+    # Where two images have one name, the picture of the second is numbered.
+    of_another = name != path.stem and (name in stems or _NUMBER.sub("", name) in stems)
+    return of_another and not path.with_suffix(".json").is_file()
 
 
 def _shapes(path: Path) -> tuple[list[dict], str]:

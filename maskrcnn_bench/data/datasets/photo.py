@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -11,7 +12,7 @@ from maskrcnn_bench.data.datasets.channels import ARRAY_SUFFIX, ChannelImage, Wr
 from maskrcnn_bench.data.datasets.orientation import turned, turned_size
 
 AGAIN = "copy it again, or take it out of the annotations"
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, RuntimeError, struct.error, Image.DecompressionBombError)
 """What Pillow and numpy raise for files that are no images, are damaged or too large."""
 # Grey values of 8 bits that nobody tells from black end below this: those of 12 bits, taken for 16.
 BLACK = 16
@@ -43,6 +44,7 @@ def read_photo(
         else:
             with Image.open(path) as image:
                 image.load()
+                image = to_rgb(turned(image, size, on_exif))
     except WrongChannels:
         raise
     except FileNotFoundError:
@@ -52,8 +54,6 @@ def read_photo(
         raise OSError(f"{path} ({what}) cannot be read (no kind of image that is known); {AGAIN}") from error
     except UNREADABLE as error:
         raise OSError(f"{path} ({what}) cannot be read ({error}); {AGAIN}") from error
-    if not as_stored:
-        image = to_rgb(turned(image, size, on_exif))
     if size and image.size != tuple(size):
         found, expected = "{} x {}".format(*image.size), "{} x {}".format(*size)
         raise ValueError(f"{path} ({what}): expected {expected} pixels as its annotations say, got {found}; use their own image")
@@ -63,7 +63,7 @@ def read_photo(
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any PIL image as RGB of 8 bits."""
     if image.mode.startswith("I"):
-        pixels = np.asarray(image, dtype=np.int64)
+        pixels = np.asarray(image)
         shift = 8 if pixels.size and pixels.max() > 255 else 0
         image = Image.fromarray((pixels >> shift).clip(0, 255).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
