@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from models import narrow_config, narrow_model, scene_of
 
 from maskrcnn_bench.modeling.box_coder import BoxCoder
-from maskrcnn_bench.modeling.losses import DECODED_LOSSES, RegressionLoss
+from maskrcnn_bench.modeling.losses import DECODED_LOSSES, RegressionLoss, binary_cross_entropy, cross_entropy
 
 LOG_MAX = math.log(1000 / 16)
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -155,3 +156,13 @@ def test_the_dialect_decides_what_smooth_means_unless_a_key_does():
     assert (model.rpn.loss.box_loss.beta, model.roi_heads.box.loss.box_loss.beta) == (0.25, 0.5)
     with pytest.raises(ValueError, match="BOX_REG_LOSS"):
         narrow_config("faster_fpn", "MODEL.RPN.BOX_REG_LOSS", "diou")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [(torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32)]
+)
+def test_losses_of_classes_are_as_exact_as_their_logits(given, expected):
+    logits, mask = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).to(given), torch.ones(4, dtype=torch.bool)
+    one, several = binary_cross_entropy(logits[:, 0], mask, mask), cross_entropy(logits, torch.arange(4) % 3, mask)
+    assert one.dtype == several.dtype == expected
+    torch.testing.assert_close(several, F.cross_entropy(logits.to(expected), torch.arange(4) % 3, reduction="sum"))

@@ -132,9 +132,10 @@ class RegressionLoss:
 
 def binary_cross_entropy(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Sum of the binary cross-entropy with logits over the slots that count. All [...]; mask may lack the last dimensions."""
-    return masked_sum(F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none"), mask)
+    logits = _wide(logits)
+    return masked_sum(F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none"), mask)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     """Sum of the cross-entropy over the slots that count. logits [R, K], labels [R], mask [R]"""
-    return masked_sum(F.cross_entropy(logits.float(), torch.where(mask, labels, 0), reduction="none"), mask)
+    return masked_sum(F.cross_entropy(_wide(logits), torch.where(mask, labels, 0), reduction="none"), mask)
