@@ -14,8 +14,7 @@ from itertools import chain
 import numpy as np
 
 from maskrcnn_bench.data.store import NO_MASK, POLYGONS, RLE_RUNS, RLE_TEXT, AnnotationStore
-from maskrcnn_bench.structures.mask_outline import run_counts
-from maskrcnn_bench.structures.segmentation_mask import FARTHEST
+from maskrcnn_bench.structures.mask_outline import FARTHEST, run_counts
 
 POLICIES = ("fix", "error", "ignore")
 # Rounded annotations of real data sets reach this far out of their images, pixels.

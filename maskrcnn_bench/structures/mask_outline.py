@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+FARTHEST = float(1 << 20)
+"""Corners of polygons beyond it, pixels, are drawn there."""
+
 
 def _edges(mask: np.ndarray) -> dict[tuple[int, int], list[tuple[int, int]]]:
     """Every unit edge between inside and outside, start -> ends, with the inside on its right (y points down)."""

@@ -18,10 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .mask_outline import decode_crop, outline, signed_area
+from .mask_outline import FARTHEST, decode_crop, outline, signed_area
 
-FARTHEST = float(1 << 20)
-"""Corners of polygons beyond it, pixels, are drawn there."""
 MODES = ("poly", "mask", "auto")
 
 

@@ -19,7 +19,8 @@ from maskrcnn_bench.data.image_cache import ImageCache
 from maskrcnn_bench.data.store import NO_MASK, AnnotationStore
 from maskrcnn_bench.structures.bounding_box import BoxList
 from maskrcnn_bench.structures.keypoint import Keypoints, PersonKeypoints, flip_map_from_names, keypoint_kind
-from maskrcnn_bench.structures.segmentation_mask import FARTHEST, SegmentationMask
+from maskrcnn_bench.structures.mask_outline import FARTHEST
+from maskrcnn_bench.structures.segmentation_mask import SegmentationMask
 
 BACKGROUND = "__background__"
 # maskrcnn-benchmark trains keypoints of persons on images with at least this many annotated points.
