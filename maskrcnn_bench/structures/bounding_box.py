@@ -276,6 +276,8 @@ class BoxListBatch:
     def _pad_fields(self, boxlists: Sequence[BoxList], slots: int) -> None:
         for name in dict.fromkeys(name for b in boxlists for name in b.fields()):
             values = _of_one_form([b.extra_fields.get(name) for b in boxlists], boxlists)
+            if name == "labels":  # which data sets of others have in any type
+                values = [v.long() if isinstance(v, Tensor) else v for v in values]
             tensors = [v.keypoints if isinstance(v, Keypoints) else v for v in values]
             if _stackable(tensors, boxlists):
                 self.fields[name] = torch.stack([_pad_first(t, slots) for t in tensors])

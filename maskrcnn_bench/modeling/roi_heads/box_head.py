@@ -147,7 +147,7 @@ class BoxTargets:
             rivals = rivals & ~proposals.get_field("is_object")
         matches = self.matcher(targets.boxes, targets.valid, proposals.boxes, self.pixel, rivals)
         objects = matches.clamp(min=0)
-        labels = targets.get_field("labels").long().gather(1, objects)
+        labels = targets.get_field("labels").gather(1, objects)
         labels = torch.where(matches == Matcher.BELOW_LOW_THRESHOLD, 0, labels)
         labels = torch.where((matches == Matcher.BETWEEN_THRESHOLDS) | ~proposals.valid, -1, labels)
         samples = self.sampler(labels, keys)

@@ -161,7 +161,7 @@ class Relabel:
         matches = self.matcher(targets.boxes, targets.valid, out.boxes, out.pixel)
         positive = (matches >= 0) & valid
         objects = torch.where(positive, matches, 0)
-        out.add_field("labels", torch.where(positive, targets.get_field("labels").long().gather(1, objects), 0))
+        out.add_field("labels", torch.where(positive, targets.get_field("labels").gather(1, objects), 0))
         out.add_field("matched_inds", objects)
         out.add_field("positive", positive)
         return out

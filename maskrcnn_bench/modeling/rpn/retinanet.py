@@ -271,7 +271,7 @@ class RetinaNetLoss:
         matches = torch.where(visible, matches, Matcher.BETWEEN_THRESHOLDS)
         positive = matches >= 0
         objects = matches.clamp(min=0)
-        outputs = targets.get_field("labels").long().gather(1, objects) - self.first_label + 1
+        outputs = targets.get_field("labels").gather(1, objects) - self.first_label + 1
         outputs = torch.where(matches == Matcher.BETWEEN_THRESHOLDS, -1, torch.where(positive, outputs, 0))
         focal = sigmoid_focal_loss(logits, outputs, self.gamma, self.alpha).sum(dim=(1, 2))
         boxes = targets.boxes.gather(1, objects[..., None].expand(-1, -1, 4))
