@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from maskrcnn_bench.structures.bounding_box import BoxListBatch
 from maskrcnn_bench.structures.image_list import ImageVersions
@@ -36,9 +36,10 @@ def validation_losses(
     model.eval()
     sums: dict[str, float] = {}
     count = 0
+    table = _labels_of_model(data_loader.dataset.class_names, class_names) if class_names else None
     for images, targets, indices in data_loader:
-        if class_names:
-            _take_labels_of_model(targets, data_loader.dataset.class_names, class_names)
+        if table is not None:
+            _relabel(targets, table)
         # The passes of test-time augmentation begin with the plain one.
         images = images.versions[0] if isinstance(images, ImageVersions) else images
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -50,10 +51,14 @@ def validation_losses(
     return _joined(all_gather((sums, count)))
 
 
-def _take_labels_of_model(targets: BoxListBatch, names: Sequence[str], class_names: Sequence[str]) -> None:
-    """Changes the labels of ground truth to those of the model; objects of classes that it does not know are left out."""
+def _labels_of_model(names: Sequence[str], class_names: Sequence[str]) -> Tensor:
+    """For each label of a data set the model's, by name; 0 for classes that it does not know. [labels] int64"""
     places = {name: label for label, name in enumerate(class_names)}
-    table = torch.tensor([0, *(places.get(name, 0) for name in names[1:])])
+    return torch.tensor([0, *(places.get(name, 0) for name in names[1:])])
+
+
+def _relabel(targets: BoxListBatch, table: Tensor) -> None:
+    """Changes the labels of ground truth; objects that have none in the table are left out."""
     labels = table[targets.fields["labels"]]
     targets.fields["labels"] = labels
     targets.valid = targets.valid & (labels > 0)
