@@ -124,8 +124,9 @@ def _series(rows: list[dict[str, Any]], name: str) -> tuple[list[int], list[floa
 def _tell(folder: Path, made: list[Path], seconds: float, hint: str) -> None:
     results = json.loads((folder / "results.json").read_text())
     print(f"\nDone in {seconds / 60:.1f} minutes. On scenes it has never seen:")
-    for task, what in (task for task in (("bbox", "boxes"), ("segm", "masks")) if task[0] in results):
-        print(f"  {what:<6} AP {results[task]['AP']:.3f}   AP50 {results[task]['AP50']:.3f}")
+    for task, what in (("bbox", "boxes"), ("segm", "masks")):
+        if task in results:
+            print(f"  {what:<6} AP {results[task]['AP']:.3f}   AP50 {results[task]['AP50']:.3f}")
     if hint:
         print(f"The pictures are empty: {hint}. Train longer, or look with `predict` (below) and a lower --score.")
     print("What it made:")

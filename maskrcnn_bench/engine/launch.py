@@ -229,19 +229,18 @@ def _with_classes(cfg: Any, key: str, count: int, run: Run) -> Any:
 
 def _with_points(cfg: Any, dataset: Any, run: Run) -> Any:
     """Takes what the keypoints are called, and how many there are, from the data where nobody said it."""
-    kind = getattr(dataset, "keypoint_kind", None)
-    head = "MODEL.ROI_KEYPOINT_HEAD"
-    if not cfg.MODEL.KEYPOINT_ON or kind is None or f"{head}.NAMES" in run.file_keys | run.command_keys:
+    kind, head = getattr(dataset, "keypoint_kind", None), "MODEL.ROI_KEYPOINT_HEAD"
+    said = run.file_keys | run.command_keys
+    if not cfg.MODEL.KEYPOINT_ON or kind is None or f"{head}.NAMES" in said:
         return cfg
-    count = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_CLASSES
-    if count != len(kind.names):
-        if f"{head}.NUM_CLASSES" in run.file_keys | run.command_keys:
+    count = len(kind.names)
+    if count != cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_CLASSES:
+        # The loss names both numbers.
+        if f"{head}.NUM_CLASSES" in said:
             return cfg
-        run.logger.info("%s.NUM_CLASSES: %d, from the data", head, len(kind.names))
-    pairs = {"FLIP_PAIRS": tuple(kind.flip_map.items()), "SKELETON": kind.skeleton}
-    return changed(
-        cfg, {f"{head}.{name}": value for name, value in {"NUM_CLASSES": len(kind.names), "NAMES": kind.names, **pairs}.items()}
-    )[0]
+        run.logger.info("%s.NUM_CLASSES: %d, from the data", head, count)
+    values = {"NUM_CLASSES": count, "NAMES": kind.names, "FLIP_PAIRS": tuple(kind.flip_map.items()), "SKELETON": kind.skeleton}
+    return changed(cfg, {f"{head}.{name}": value for name, value in values.items()})[0]
 
 
 def _make_model(cfg: Any, run: Run, class_names: Sequence[str]) -> nn.Module:
