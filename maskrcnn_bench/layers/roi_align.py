@@ -324,6 +324,7 @@ _ops.register(
 
 
 def _no_second_derivative(ctx, *grads: Tensor):
+    # Nobody trains through one. Without this, autograd would take it for 0 and only warn.
     raise NotImplementedError("roi_align: second derivatives are not implemented")
 
 
